@@ -1,0 +1,1 @@
+//! stead's control plane: store, reconciler, API, events, authorisation.

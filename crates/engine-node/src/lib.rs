@@ -1,0 +1,1 @@
+//! stead's embedded engine for one Linux machine.

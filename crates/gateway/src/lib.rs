@@ -1,0 +1,1 @@
+//! stead's L7 data plane.

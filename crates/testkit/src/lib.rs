@@ -1,0 +1,1 @@
+//! simulators, the engine contract suite, the load generator.
