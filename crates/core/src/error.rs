@@ -68,6 +68,45 @@ macro_rules! codes {
 // Manifest codes are STEAD-M…, requests STEAD-R…, images STEAD-I…, engine and rollout
 // STEAD-E…, the platform itself STEAD-P….
 codes! {
+    /// The manifest is not YAML or JSON.
+    ManifestSyntax = "STEAD-M001", BadInput;
+    /// The manifest uses a feature of YAML that manifests do without.
+    ManifestYaml = "STEAD-M002", BadInput;
+    /// A value is of the wrong type.
+    ManifestType = "STEAD-M003", BadInput;
+    /// There is no such key.
+    ManifestUnknownKey = "STEAD-M004", BadInput;
+    /// A required key is missing.
+    ManifestMissingKey = "STEAD-M005", BadInput;
+    /// A key, name or host is given twice.
+    ManifestDuplicate = "STEAD-M006", BadInput;
+    /// A quantity (cpu, memory, duration, share) is malformed.
+    ManifestQuantity = "STEAD-M007", BadInput;
+    /// A name is malformed.
+    ManifestName = "STEAD-M008", BadInput;
+    /// A host name is malformed or reserved.
+    ManifestHost = "STEAD-M009", BadInput;
+    /// A number or length lies outside its range.
+    ManifestRange = "STEAD-M010", BadInput;
+    /// A path is malformed or reserved.
+    ManifestPath = "STEAD-M011", BadInput;
+    /// An environment variable's name or value is malformed.
+    ManifestEnv = "STEAD-M012", BadInput;
+    /// A value is none of those that can be chosen.
+    ManifestChoice = "STEAD-M013", BadInput;
+    /// Two parts of the manifest contradict each other.
+    ManifestConflict = "STEAD-M014", BadInput;
+    /// The manifest asks for what stead does not do yet.
+    ManifestNotBuilt = "STEAD-M015", BadInput;
+    /// A file's content was not sent along.
+    ManifestFileMissing = "STEAD-M016", BadInput;
+    /// The manifest is too large or too deep.
+    ManifestTooBig = "STEAD-M017", BadInput;
+    /// The manifest is indented with a tab.
+    ManifestTab = "STEAD-M018", BadInput;
+    /// A text is malformed: a user, a signal, a source, a command.
+    ManifestText = "STEAD-M019", BadInput;
+
     /// A request's body or parameter is malformed.
     BadRequest = "STEAD-R001", BadInput;
     /// The App, Release, Namespace or other thing named does not exist.
