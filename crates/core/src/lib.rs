@@ -3,7 +3,17 @@
 //! Everything here decides from its arguments alone: no clock, file, socket, thread or
 //! randomness. The other crates do what this one decided.
 
+pub mod api;
+pub mod app;
+pub mod engine;
 pub mod error;
+pub mod event;
+pub mod fleet;
 pub mod ids;
+pub mod invariants;
+pub mod manifest;
 pub mod name;
+pub mod routes;
+pub mod rollout;
+pub mod routes;
 pub mod time;

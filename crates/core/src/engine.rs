@@ -1,0 +1,247 @@
+//! What stead asks of an engine, and what an engine asks of the traffic layer.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::error::UserError;
+use crate::fleet::{Fleet, FleetSeen, Revision};
+use crate::ids::{ContainerId, Digest, Generation, Ordinal};
+use crate::name::AppKey;
+use crate::time::Time;
+
+/// What an engine can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// It can change a Container and keep the Sandbox.
+    pub in_place: bool,
+    /// It has a second slot for a Container beside the running one.
+    pub handover: bool,
+    /// It can freeze a Container and thaw it.
+    pub freeze: bool,
+}
+
+/// Why an engine refused or failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// A newer intent is known: the caller must load it and try again.
+    #[error("generation {given} is older than {known}, which the engine already has")]
+    Stale {
+        /// What was given.
+        given: Generation,
+        /// What the engine has.
+        known: Generation,
+    },
+    /// Anything a person should see.
+    #[error(transparent)]
+    User(#[from] UserError),
+}
+
+/// How far the fetching of an image is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct PullProgress {
+    /// Compressed bytes fetched or found on disk.
+    pub bytes: u64,
+    /// Compressed bytes in all; 0 while unknown.
+    pub total: u64,
+    /// Layers unpacked.
+    pub layers_done: u32,
+    /// Layers in all; 0 while unknown.
+    pub layers: u32,
+}
+
+/// An image on the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageInfo {
+    /// Its digest.
+    pub digest: Digest,
+    /// References that named it.
+    pub names: Vec<String>,
+    /// Bytes unpacked.
+    pub size: u64,
+    /// Of these, bytes in layers that other images use too.
+    pub shared: u64,
+    /// When it came.
+    pub created: Time,
+}
+
+/// One line of output of a Container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LogLine {
+    /// When it was written, RFC 3339 with nanoseconds.
+    pub time: String,
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    /// The Instance.
+    pub instance: Ordinal,
+    /// The Container.
+    pub container: ContainerId,
+    /// The text without its line end; bytes that are not UTF-8 are replaced.
+    pub text: String,
+}
+
+/// Which lines are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogQuery {
+    /// One Instance, or all.
+    pub instance: Option<Ordinal>,
+    /// At most so many of the last lines per Container.
+    pub tail: Option<usize>,
+    /// Go on with new lines.
+    pub follow: bool,
+}
+
+/// A command to run inside a running Instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// The Instance; the first running one if none is named.
+    pub instance: Option<Ordinal>,
+    /// Rows and columns of the terminal, if one is wanted.
+    pub tty: Option<(u16, u16)>,
+    /// Whether standard input is connected.
+    pub stdin: bool,
+}
+
+/// What goes into a running command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecInput {
+    /// Bytes for its standard input or terminal.
+    Data(Vec<u8>),
+    /// Standard input ends.
+    End,
+    /// The terminal has a new size: rows and columns.
+    Resize(u16, u16),
+}
+
+/// What comes out of a running command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecOutput {
+    /// Bytes of standard output or of the terminal.
+    Stdout(Vec<u8>),
+    /// Bytes of standard error.
+    Stderr(Vec<u8>),
+    /// It ended. The last item.
+    Exit(i32),
+}
+
+/// A running command.
+pub struct Exec {
+    /// Into it. Dropped: the command gets a hang-up.
+    pub input: Box<dyn Fn(ExecInput) + Send + Sync>,
+    /// Out of it.
+    pub output: BoxStream<'static, ExecOutput>,
+}
+
+/// What an Instance uses now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Usage {
+    /// The Instance.
+    pub instance: Ordinal,
+    /// CPU time used since its Container started, in microseconds.
+    pub cpu_micros: u64,
+    /// Memory charged to it, in bytes.
+    pub memory: u64,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
+/// Something that holds Fleets.
+///
+/// # Guarantees an engine gives
+/// - `apply` returns once the Fleet is taken up, not once it is reached. Applying the same
+///   Fleet again changes nothing; one of an older generation is refused.
+/// - It works towards the last Fleet by carrying out the steps of [`crate::fleet::plan`], and
+///   goes on after a restart without being asked.
+/// - `hints` carry keys, never data, and may be lost or repeated.
+#[async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Takes up a Fleet.
+    async fn apply(&self, fleet: Fleet) -> Result<(), EngineError>;
+
+    /// What it holds of an App now.
+    async fn observe(&self, app: &AppKey) -> Result<FleetSeen, EngineError>;
+
+    /// Apps of which something is held, known to the control plane or not.
+    async fn apps(&self) -> Result<Vec<AppKey>, EngineError>;
+
+    /// Keys of Apps that may have changed.
+    fn hints(&self) -> BoxStream<'static, AppKey>;
+
+    /// Forgets an App of which nothing is left; `volumes` removes its data as well.
+    async fn forget(&self, app: &AppKey, volumes: bool) -> Result<(), EngineError>;
+
+    /// The digest that a reference names now.
+    async fn resolve(&self, reference: &str) -> Result<Digest, EngineError>;
+
+    /// Fetches an image beforehand.
+    async fn warm(&self, reference: &str, digest: &Digest) -> Result<(), EngineError>;
+
+    /// Takes an image in from an OCI layout, an OCI archive or the output of `docker save`.
+    async fn import(&self, path: PathBuf, name: Option<String>) -> Result<ImageInfo, EngineError>;
+
+    /// How far a pull is; `None` when none is under way.
+    fn pulling(&self, digest: &Digest) -> Option<PullProgress>;
+
+    /// Images on the machine.
+    async fn images(&self) -> Result<Vec<ImageInfo>, EngineError>;
+
+    /// Removes every image that is not in `keep` and not in use. Gives the bytes freed.
+    async fn prune(&self, keep: &[Digest]) -> Result<u64, EngineError>;
+
+    /// Output of an App's Containers.
+    async fn logs(
+        &self,
+        app: &AppKey,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, LogLine>, EngineError>;
+
+    /// Runs a command inside a running Instance.
+    async fn exec(&self, app: &AppKey, request: ExecRequest) -> Result<Exec, EngineError>;
+
+    /// What the App's Instances use now.
+    async fn usage(&self, app: &AppKey) -> Result<Vec<Usage>, EngineError>;
+}
+
+/// An address that requests may be sent to: one ready Container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// The Container.
+    pub container: ContainerId,
+    /// Its Instance.
+    pub instance: Ordinal,
+    /// What it runs.
+    pub revision: Revision,
+    /// Where it listens.
+    pub addr: SocketAddr,
+}
+
+/// How a drain ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// No request was open any more. False: the deadline passed first, and what is open
+    /// will be cut.
+    pub clean: bool,
+}
+
+/// The traffic layer, as an engine sees it.
+///
+/// Attaching and draining go through one ordered log of route generations: once `detach`
+/// has returned, no gateway sends the Container a request, whatever it was doing.
+#[async_trait]
+pub trait Traffic: Send + Sync {
+    /// Sends requests to a Backend. Returns once every gateway acknowledged it.
+    async fn attach(&self, app: &AppKey, backend: Backend);
+
+    /// Sends no new requests; returns once none is open, or after `drain`.
+    async fn detach(&self, app: &AppKey, container: &ContainerId, drain: Duration) -> Drained;
+}

@@ -1,0 +1,141 @@
+//! What the planner asks an engine to do.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::Revision;
+use crate::ids::{ContainerId, Generation, Ordinal, ReleaseNo};
+use crate::time::{Micros, Time};
+
+/// One act. Each is idempotent: doing it twice, or after it was done, changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Step {
+    /// Fetch, verify and unpack a Release's image.
+    Pull {
+        /// The Release.
+        release: ReleaseNo,
+    },
+    /// Make the Instance's Sandbox.
+    CreateSandbox {
+        /// The Instance.
+        ordinal: Ordinal,
+        /// What it is made for.
+        revision: Revision,
+    },
+    /// Set a Container up to the last step before its program runs.
+    Prepare {
+        /// The Instance.
+        ordinal: Ordinal,
+        /// What it shall run.
+        revision: Revision,
+    },
+    /// Run a prepared Container's program.
+    Start {
+        /// The Instance.
+        ordinal: Ordinal,
+        /// The Container.
+        container: ContainerId,
+    },
+    /// Let the gateway send requests to a ready Container.
+    Attach {
+        /// The Instance.
+        ordinal: Ordinal,
+        /// The Container.
+        container: ContainerId,
+    },
+    /// Send no new requests; done when none is open any more, or at the deadline.
+    Detach {
+        /// The Instance.
+        ordinal: Ordinal,
+        /// The Container.
+        container: ContainerId,
+        /// How long open requests may go on.
+        drain: Micros,
+    },
+    /// End a Container that gets no requests: pre-stop, signal, grace, kill.
+    Stop {
+        /// The Instance.
+        ordinal: Ordinal,
+        /// The Container.
+        container: ContainerId,
+        /// How long it may take after the signal.
+        grace: Micros,
+        /// Why, when it counts as a failure of the Container.
+        because: Option<StopCause>,
+    },
+    /// Remove what is left of a Container that never ran or has ended.
+    Discard {
+        /// The Instance.
+        ordinal: Ordinal,
+        /// The Container.
+        container: ContainerId,
+    },
+    /// Remove an Instance's Sandbox. Its volumes stay.
+    RemoveSandbox {
+        /// The Instance.
+        ordinal: Ordinal,
+    },
+}
+
+/// Why a Container is stopped although it is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum StopCause {
+    /// It did not become ready within its startup timeout.
+    NeverReady,
+    /// Its liveness probe gave up on it.
+    NotAlive,
+}
+
+impl Step {
+    /// The Instance it acts on; `None` for a step of the whole machine.
+    pub fn ordinal(&self) -> Option<Ordinal> {
+        match self {
+            Step::Pull { .. } => None,
+            Step::CreateSandbox { ordinal, .. }
+            | Step::Prepare { ordinal, .. }
+            | Step::Start { ordinal, .. }
+            | Step::Attach { ordinal, .. }
+            | Step::Detach { ordinal, .. }
+            | Step::Stop { ordinal, .. }
+            | Step::Discard { ordinal, .. }
+            | Step::RemoveSandbox { ordinal } => Some(*ordinal),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Pull { release } => write!(f, "pull release {release}"),
+            Step::CreateSandbox { ordinal, revision } => {
+                write!(f, "create sandbox {ordinal} for {revision}")
+            }
+            Step::Prepare { ordinal, revision } => write!(f, "prepare {ordinal} for {revision}"),
+            Step::Start { container, .. } => write!(f, "start {container}"),
+            Step::Attach { container, .. } => write!(f, "attach {container}"),
+            Step::Detach { container, .. } => write!(f, "detach {container}"),
+            Step::Stop { container, .. } => write!(f, "stop {container}"),
+            Step::Discard { container, .. } => write!(f, "discard {container}"),
+            Step::RemoveSandbox { ordinal } => write!(f, "remove sandbox {ordinal}"),
+        }
+    }
+}
+
+/// What to do now, and when to look again if nothing happens before.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Plan {
+    /// Generation of the Fleet it was made for.
+    pub generation: Generation,
+    /// Steps that may run at the same time. What must wait for one of them is planned after
+    /// its observation.
+    pub steps: Vec<Step>,
+    /// When time alone may call for another step.
+    pub wake: Option<Time>,
+}
+
+impl Plan {
+    pub(super) fn wake_at(&mut self, at: Time) {
+        self.wake = Some(self.wake.map_or(at, |known| known.min(at)));
+    }
+}

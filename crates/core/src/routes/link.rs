@@ -1,0 +1,293 @@
+//! What the control plane and a gateway say to each other: one JSON document per line over a
+//! Unix socket, to which **the gateway connects**, so that an old gateway that is draining
+//! and its successor are both heard.
+//!
+//! Order: the gateway says [`ToServe::Hello`]; the control plane answers with the whole table
+//! and then with changes. Every change is answered by an `Ack` of the generation then
+//! applied, also one that was refused: a control plane that lost its state sees there that it
+//! must go on above that generation. After the first `Ack` of a connection the gateway says
+//! again what still holds: what is drained and which Apps have parked requests.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{AppRoutes, RouteChange, RouteTable};
+use crate::ids::{ContainerId, Generation, ReleaseNo};
+use crate::name::AppKey;
+
+/// From the control plane to a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToGateway {
+    /// The whole table. Always the answer to `Hello`.
+    Table(RouteTable),
+    /// A change of one App.
+    Put {
+        /// Generation of the table after this change.
+        generation: Generation,
+        /// The App that changes.
+        app: AppKey,
+        /// Its new routes; `None` takes the App away.
+        routes: Option<AppRoutes>,
+    },
+}
+
+impl From<ToGateway> for RouteChange {
+    fn from(message: ToGateway) -> Self {
+        match message {
+            ToGateway::Table(table) => Self::Table(table),
+            ToGateway::Put { generation, app, routes } => Self::Put { generation, app, routes },
+        }
+    }
+}
+
+/// From a gateway to the control plane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToServe {
+    /// First message of a connection.
+    Hello {
+        /// The gateway's process, which tells gateways apart.
+        pid: u32,
+        /// Its version.
+        version: String,
+        /// The generation it has applied, from an earlier connection or from its disk.
+        generation: Generation,
+    },
+    /// This generation is applied: no request chosen from now on uses an older one, and no
+    /// Backend that it drains takes another request.
+    Ack {
+        /// The generation.
+        generation: Generation,
+    },
+    /// A draining Container has no claim left in this gateway: every request and tunnel it
+    /// had here has ended.
+    Drained {
+        /// The Container.
+        container: ContainerId,
+        /// The generation applied when that was seen. A `Drained` older than the change that
+        /// last began to drain the Container says nothing about it.
+        generation: Generation,
+    },
+    /// The first request of a gap found no Backend: the App should be given one.
+    Parked {
+        /// The App.
+        app: AppKey,
+    },
+    /// Counters and gauges, each second.
+    Report(Report),
+}
+
+/// What a gateway has seen. Counters are cumulative since `started`, so that a lost report
+/// loses nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// When the gateway's process started counting, in microseconds since the Unix epoch.
+    /// With the pid it tells one set of counters from the next.
+    pub started: crate::time::Time,
+    /// The generation that is applied.
+    pub generation: Generation,
+    /// The gateway accepts no more connections and ends when those it has are done.
+    pub draining: bool,
+    /// Per App; an App without traffic since the gateway started is left out.
+    pub apps: Vec<AppReport>,
+}
+
+/// One App's part of a report.
+///
+/// At rest `received = in_flight + unsent.total() + Σ releases (outcomes.total())`. The
+/// numbers are read one after the other while requests go on, so under load the sum may be
+/// off by the requests of that moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppReport {
+    /// The App.
+    pub app: AppKey,
+    /// Requests that were routed to the App.
+    pub received: u64,
+    /// Requests that have not ended, parked ones and tunnels included.
+    pub in_flight: u64,
+    /// Requests that wait for a Backend now.
+    pub parked: u64,
+    /// How those ended that were never sent to a Backend.
+    pub unsent: Outcomes,
+    /// Per Release.
+    pub releases: Vec<ReleaseReport>,
+}
+
+/// One Release's part of a report.
+///
+/// At rest `received = in_flight + moved + outcomes.total()`: the zero-drop ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseReport {
+    /// The Release.
+    pub release: ReleaseNo,
+    /// Requests given to a Backend of the Release.
+    pub received: u64,
+    /// Requests whose Backend had closed the connection before a byte was sent, and which
+    /// went elsewhere: another Backend counts them again.
+    pub moved: u64,
+    /// Requests that have not ended, tunnels included.
+    pub in_flight: u64,
+    /// How the rest ended.
+    pub outcomes: Outcomes,
+    /// Responses of the App by class: 1xx (tunnels), 2xx, 3xx, 4xx, 5xx.
+    pub answered: [u64; 5],
+    /// From sending a request to the head of its response.
+    pub latency: Latency,
+}
+
+/// How requests ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Outcomes {
+    /// The whole response was passed on. Its status is the App's affair.
+    pub completed: u64,
+    /// The client went away first.
+    pub client_aborted: u64,
+    /// The rest, by reason.
+    #[serde(default)]
+    pub failed: BTreeMap<FailReason, u64>,
+}
+
+impl Outcomes {
+    /// Requests that ended, however they did.
+    pub fn total(&self) -> u64 {
+        self.completed + self.client_aborted + self.failed.values().sum::<u64>()
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $blame:ident;)*) => {
+        /// Why a request failed.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum FailReason { $($(#[$doc])* $name,)* }
+
+        impl FailReason {
+            /// Every reason, in declaration order.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The reason as it appears in logs, metrics and JSON.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// Who failed.
+            pub fn blame(self) -> Blame {
+                match self { $(Self::$name => Blame::$blame,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The App closed the connection before it answered.
+    ClosedEarly = "closed_early", App;
+    /// The App's answer is not HTTP.
+    BadResponse = "bad_response", App;
+    /// The App did not answer within the gateway's limit.
+    ResponseTimeout = "response_timeout", App;
+    /// The App ended its answer before it was complete.
+    BrokenResponse = "broken_response", App;
+    /// The client sent more than the gateway's limit.
+    BodyTooLarge = "body_too_large", Client;
+    /// No Backend took the request within the parking time.
+    ParkTimeout = "park_timeout", Stead;
+    /// As many requests are parked as may be.
+    ParkFull = "park_full", Stead;
+    /// The expected wait for a Backend is longer than the parking time.
+    WaitTooLong = "wait_too_long", Stead;
+    /// The App is stopped.
+    Stopped = "stopped", Stead;
+    /// The App was deleted while the request waited.
+    Gone = "gone", Stead;
+    /// The gateway ended before the request did.
+    Cut = "cut", Stead;
+}
+
+/// Who failed when a request did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Blame {
+    /// The client.
+    Client,
+    /// The App.
+    App,
+    /// stead itself: the gateway, or the control plane that gave it no Backend.
+    Stead,
+}
+
+impl Blame {
+    /// The party as it appears in logs, headers and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::App => "app",
+            Self::Stead => "stead",
+        }
+    }
+}
+
+/// Upper bounds of the buckets of [`Latency`], in microseconds; one more bucket takes the rest.
+pub const LATENCY_BOUNDS_MICROS: [u64; 15] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000, 30_000_000,
+];
+
+/// A histogram of times.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Latency {
+    /// Requests per bucket, not cumulative; one longer than [`LATENCY_BOUNDS_MICROS`].
+    pub buckets: Vec<u64>,
+    /// Sum of all times, in microseconds.
+    pub sum_micros: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_travel_as_their_text() {
+        for reason in FailReason::ALL {
+            let json = serde_json::to_string(reason).unwrap();
+            assert_eq!(json, format!("\"{}\"", reason.as_str()));
+        }
+    }
+
+    #[test]
+    fn messages_are_one_line_and_survive_it() {
+        let outcomes = Outcomes {
+            completed: 2,
+            client_aborted: 1,
+            failed: BTreeMap::from([(FailReason::ParkFull, 4)]),
+        };
+        assert_eq!(outcomes.total(), 7);
+        let report = ToServe::Report(Report {
+            started: crate::time::Time(1),
+            generation: Generation(3),
+            draining: true,
+            apps: vec![AppReport {
+                app: "d/web".parse().unwrap(),
+                received: 7,
+                in_flight: 0,
+                parked: 0,
+                unsent: outcomes,
+                releases: vec![],
+            }],
+        });
+        let line = serde_json::to_string(&report).unwrap();
+        assert!(!line.contains('\n'));
+        assert_eq!(serde_json::from_str::<ToServe>(&line).unwrap(), report);
+    }
+
+    #[test]
+    fn a_table_of_an_older_control_plane_is_understood() {
+        let line = r#"{"table":{"generation":1,"apps":{"d/web":{"hosts":[{"host":"h"}],"backends":[],"new_field":1}}}}"#;
+        let ToGateway::Table(table) = serde_json::from_str(line).unwrap() else { panic!() };
+        let routes = table.apps.values().next().unwrap();
+        assert_eq!(routes.hosts[0].path_prefix, "/");
+        assert_eq!(routes.park.max_requests, 1_000);
+    }
+}
