@@ -13,7 +13,6 @@ pub mod ids;
 pub mod invariants;
 pub mod manifest;
 pub mod name;
-pub mod routes;
 pub mod rollout;
 pub mod routes;
 pub mod time;
