@@ -1,10 +1,15 @@
 //! Requests and answers of the REST API under `/api/v1`. The CLI and the console use
 //! nothing else. Every type has an OpenAPI schema.
 
+pub mod exec;
+mod platform;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use platform::{EnvView, EventPage, EventRecord, NamespaceView};
 
 use crate::app::Release;
 use crate::error::UserError;
