@@ -1,1 +1,5 @@
-//! simulators, the engine contract suite, the load generator.
+//! Simulators, the engine contract suite, test images with a registry, and the load generator.
+
+pub mod images;
+pub mod load;
+pub mod registry;
