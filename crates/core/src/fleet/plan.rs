@@ -7,11 +7,11 @@
 use super::budget::{Budget, order};
 use super::step::StopCause;
 use super::{
-    ContainerSeen, ContainerState, Fleet, FleetSeen, Health, ImageSeen, InstanceSeen, Plan,
+    ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, ImageSeen, InstanceSeen, Plan,
     ReleaseSpec, Revision, Step, TrafficState,
 };
 use crate::ids::Ordinal;
-use crate::manifest::Strategy;
+use crate::manifest::{RestartPolicy, Strategy};
 use crate::time::{Micros, Time};
 
 /// Longest wait before a crashed Container is started again.
@@ -162,6 +162,7 @@ impl Instance<'_> {
         let mut old = Vec::new();
         for container in &self.seen.containers {
             match container.state {
+                ContainerState::Exited(exit) if self.stays_ended(container, exit) => return,
                 ContainerState::Exited(_) => self.discard(container, plan),
                 _ if container.revision == self.revision => new = Some(container),
                 ContainerState::Prepared => self.discard(container, plan),
@@ -215,6 +216,16 @@ impl Instance<'_> {
             }
             (Health::Ready | Health::Unready, _) => {}
         }
+    }
+
+    /// Whether the Container ran what is wanted, ended by itself, and shall not run again.
+    fn stays_ended(&self, container: &ContainerSeen, exit: Exit) -> bool {
+        let again = match self.spec.settings.restart {
+            RestartPolicy::Always => true,
+            RestartPolicy::OnFailure => exit.code != 0,
+            RestartPolicy::Never => false,
+        };
+        container.revision == self.revision && !exit.intended && !again
     }
 
     fn discard(&self, container: &ContainerSeen, plan: &mut Plan) {

@@ -1,0 +1,271 @@
+//! The node engine: an [`Engine`] for one Linux machine, without a daemon beside it.
+//!
+//! Each App has a [`worker::Worker`] that plans with `core::fleet::plan` and carries the
+//! steps out ([`act`]). What it knows lives in a [`model::Model`], fed only by what the
+//! images, sandboxes, probes and the gateway report. After a restart the model is built from
+//! what the holders still hold ([`recover`]).
+
+mod act;
+mod exec;
+mod labels;
+mod model;
+mod recover;
+mod spec;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use stead_core::engine::{
+    Capabilities, Engine, EngineError, Exec, ExecRequest, ImageInfo, LogLine, LogQuery,
+    PullProgress, Traffic, Usage,
+};
+use stead_core::error::{Code, UserError};
+use stead_core::event::Events;
+use stead_core::fleet::{Fleet, FleetSeen};
+use stead_core::ids::{Digest, Ordinal};
+use stead_core::name::AppKey;
+use tokio::sync::broadcast;
+
+use crate::image::{ImageStore, Reference, StoreOptions};
+use crate::logs;
+use crate::sandbox::{Host, HostConfig};
+use worker::Worker;
+
+/// Where the engine keeps what, and what it may use.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// State that survives a reboot: images, volumes, logs.
+    pub data_dir: PathBuf,
+    /// State that survives `serve` but not a reboot. Short: it holds socket paths.
+    pub run_dir: PathBuf,
+    /// Sandboxes, network and cgroups.
+    pub host: HostConfig,
+    /// Images.
+    pub images: StoreOptions,
+}
+
+/// What workers share.
+struct Shared {
+    data_dir: PathBuf,
+    run_dir: PathBuf,
+    host: Host,
+    images: ImageStore,
+    traffic: Arc<dyn Traffic>,
+    events: Arc<dyn Events>,
+    hints: broadcast::Sender<AppKey>,
+    pulls: Mutex<BTreeMap<Digest, PullProgress>>,
+    /// Sandboxes set up at the same time: more only wait for each other in the kernel.
+    setups: tokio::sync::Semaphore,
+}
+
+/// The embedded engine.
+pub struct NodeEngine {
+    shared: Arc<Shared>,
+    workers: Arc<Mutex<BTreeMap<AppKey, Arc<Worker>>>>,
+}
+
+impl NodeEngine {
+    /// Opens the engine and takes over every Sandbox that is still there.
+    pub async fn open(
+        config: NodeConfig,
+        traffic: Arc<dyn Traffic>,
+        events: Arc<dyn Events>,
+    ) -> Result<Self, UserError> {
+        let images = ImageStore::open(&config.data_dir.join("images"), config.images)
+            .map_err(|error| error.user())?;
+        std::fs::create_dir_all(config.run_dir.join("ready")).map_err(|error| {
+            UserError::new(
+                Code::MachineUnfit,
+                format!("run folder {} cannot be made: {error}", config.run_dir.display()),
+                "run as root, or choose another folder with --run-dir",
+            )
+        })?;
+        let (host, found) = Host::open(config.host).await.map_err(|error| error.user())?;
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let shared = Arc::new(Shared {
+            data_dir: config.data_dir,
+            run_dir: config.run_dir,
+            host,
+            images,
+            traffic,
+            events,
+            hints: broadcast::channel(1024).0,
+            pulls: Mutex::default(),
+            setups: tokio::sync::Semaphore::new(cores * 2),
+        });
+        let engine = Self { shared, workers: Arc::default() };
+        for (app, model) in recover::models(&engine.shared, found).await {
+            let worker = Worker::start(app.clone(), model, engine.shared.clone());
+            engine.lock().insert(app, worker);
+        }
+        tokio::spawn(recover::follow(engine.shared.clone(), engine.workers.clone()));
+        Ok(engine)
+    }
+
+    /// Removes every Sandbox, network and control group of this engine. Volumes and images
+    /// stay.
+    pub async fn destroy_all(&self) -> Result<(), UserError> {
+        for worker in std::mem::take(&mut *self.lock()).into_values() {
+            worker.end();
+        }
+        self.shared.host.destroy_all().await.map_err(|error| error.user())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<AppKey, Arc<Worker>>> {
+        self.workers.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn known(&self, app: &AppKey) -> Option<Arc<Worker>> {
+        self.lock().get(app).cloned()
+    }
+
+    fn worker(&self, app: &AppKey) -> Arc<Worker> {
+        let start = || Worker::start(app.clone(), model::Model::default(), self.shared.clone());
+        self.lock().entry(app.clone()).or_insert_with(start).clone()
+    }
+}
+
+impl Drop for NodeEngine {
+    /// Ends the work, not what runs: Sandboxes go on.
+    fn drop(&mut self) {
+        for worker in std::mem::take(&mut *self.lock()).into_values() {
+            worker.end();
+        }
+    }
+}
+
+#[async_trait]
+impl Engine for NodeEngine {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { in_place: true, handover: false, freeze: true }
+    }
+
+    async fn apply(&self, fleet: Fleet) -> Result<(), EngineError> {
+        self.worker(&fleet.app).apply(fleet)
+    }
+
+    async fn observe(&self, app: &AppKey) -> Result<FleetSeen, EngineError> {
+        Ok(self.known(app).map(|worker| worker.seen()).unwrap_or_default())
+    }
+
+    async fn apps(&self) -> Result<Vec<AppKey>, EngineError> {
+        Ok(self.lock().keys().cloned().collect())
+    }
+
+    fn hints(&self) -> BoxStream<'static, AppKey> {
+        let receiver = self.shared.hints.subscribe();
+        futures_util::stream::unfold(receiver, |mut receiver| async move {
+            loop {
+                match receiver.recv().await {
+                    Ok(app) => return Some((app, receiver)),
+                    // Hints may be lost: a periodic scan finds what they would have told.
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return None,
+                }
+            }
+        })
+        .boxed()
+    }
+
+    async fn forget(&self, app: &AppKey, volumes: bool) -> Result<(), EngineError> {
+        if let Some(worker) = self.known(app) {
+            if !worker.seen().instances.is_empty() {
+                return Err(UserError::new(
+                    Code::Conflict,
+                    format!("app {app} still has instances"),
+                    "scale it to none first",
+                )
+                .into());
+            }
+            worker.end();
+            self.lock().remove(app);
+        }
+        let removed = if volumes { spec::remove_volumes(&self.shared, app) } else { Ok(()) };
+        removed.map_err(EngineError::User)
+    }
+
+    async fn resolve(&self, reference: &str) -> Result<Digest, EngineError> {
+        let reference: Reference = reference.parse().map_err(|e| image_error(&e))?;
+        self.shared.images.resolve(&reference).await.map_err(|error| error.user().into())
+    }
+
+    async fn warm(&self, reference: &str, digest: &Digest) -> Result<(), EngineError> {
+        act::pull(&self.shared, reference, digest).await.map(drop).map_err(EngineError::User)
+    }
+
+    async fn import(&self, path: PathBuf, name: Option<String>) -> Result<ImageInfo, EngineError> {
+        let name = match name {
+            Some(name) => Some(name.parse::<Reference>().map_err(|e| image_error(&e))?),
+            None => None,
+        };
+        let image =
+            self.shared.images.import(&path, name.as_ref()).await.map_err(|e| e.user())?;
+        let all = self.images().await?;
+        all.into_iter().find(|info| info.digest == image.digest).ok_or_else(|| {
+            let message = format!("image {} vanished right after its import", image.digest);
+            UserError::new(Code::Internal, message, "import it again").into()
+        })
+    }
+
+    fn pulling(&self, digest: &Digest) -> Option<PullProgress> {
+        let pulls = self.shared.pulls.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        pulls.get(digest).cloned()
+    }
+
+    async fn images(&self) -> Result<Vec<ImageInfo>, EngineError> {
+        Ok(self.shared.images.list().into_iter().map(spec::image_info).collect())
+    }
+
+    async fn prune(&self, keep: &[Digest]) -> Result<u64, EngineError> {
+        let mut in_use: std::collections::HashSet<Digest> = keep.iter().cloned().collect();
+        for worker in self.lock().values() {
+            in_use.extend(worker.images_in_use());
+        }
+        let pruned = self.shared.images.prune(&in_use).map_err(|error| error.user())?;
+        for worker in self.lock().values() {
+            worker.look_for_images();
+        }
+        Ok(pruned.bytes)
+    }
+
+    async fn logs(
+        &self,
+        app: &AppKey,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, LogLine>, EngineError> {
+        logs::read(&logs::folder(&self.shared.data_dir, app), query).map_err(EngineError::User)
+    }
+
+    async fn exec(&self, app: &AppKey, request: ExecRequest) -> Result<Exec, EngineError> {
+        let running = self.known(app).and_then(|worker| worker.running(request.instance));
+        let Some((sandbox, container)) = running else {
+            let which: Option<Ordinal> = request.instance;
+            let message = match which {
+                Some(ordinal) => format!("instance {ordinal} of app {app} is not running"),
+                None => format!("app {app} has no running instance"),
+            };
+            return Err(UserError::new(Code::NoInstance, message, "look at `stead ps`").into());
+        };
+        exec::run(sandbox, &container, request).await.map_err(EngineError::User)
+    }
+
+    async fn usage(&self, app: &AppKey) -> Result<Vec<Usage>, EngineError> {
+        match self.known(app) {
+            Some(worker) => Ok(worker.usage().await),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+fn image_error(error: &impl std::fmt::Display) -> UserError {
+    UserError::new(
+        Code::BadReference,
+        error.to_string(),
+        "write it as [HOST[:PORT]/]NAME[:TAG][@sha256:…]",
+    )
+}

@@ -1,0 +1,202 @@
+//! What a worker knows of its App: what is wanted, what was reported, what is under way.
+//!
+//! Each method takes in one report. Nothing here waits, and nothing here acts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use stead_core::error::UserError;
+use stead_core::fleet::{
+    ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, ImageSeen, Revision, Step,
+    TrafficState, Trouble,
+};
+use stead_core::ids::{ContainerId, Digest, Ordinal};
+use stead_core::time::{Micros, Time};
+use tokio::task::AbortHandle;
+
+use crate::sandbox::Sandbox;
+
+/// A Container that ran so long before it ended starts its count of crashes anew.
+const WELL_AFTER: Micros = Micros::from_secs(60);
+
+/// What two acts must not work on at the same time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Subject {
+    Image(Digest),
+    Instance(Ordinal),
+    Container(ContainerId),
+}
+
+/// Everything known of one App.
+#[derive(Default)]
+pub(super) struct Model {
+    pub(super) fleet: Option<Fleet>,
+    pub(super) seen: FleetSeen,
+    /// Subjects of acts that are under way.
+    pub(super) busy: BTreeSet<Subject>,
+    pub(super) sandboxes: BTreeMap<Ordinal, Arc<Sandbox>>,
+    /// The port of each Container that takes HTTP requests.
+    pub(super) ports: BTreeMap<ContainerId, u16>,
+    /// The tasks that watch running Containers.
+    pub(super) watches: BTreeMap<ContainerId, AbortHandle>,
+}
+
+impl Model {
+    /// What a step works on; `None` when what it names is not known any more.
+    pub(super) fn subject(&self, step: &Step) -> Option<Subject> {
+        Some(match step {
+            Step::Pull { release } => {
+                Subject::Image(self.fleet.as_ref()?.releases.get(release)?.image.clone())
+            }
+            Step::CreateSandbox { ordinal, .. }
+            | Step::Prepare { ordinal, .. }
+            | Step::RemoveSandbox { ordinal } => Subject::Instance(*ordinal),
+            Step::Start { container, .. }
+            | Step::Attach { container, .. }
+            | Step::Detach { container, .. }
+            | Step::Stop { container, .. }
+            | Step::Discard { container, .. } => Subject::Container(container.clone()),
+        })
+    }
+
+    /// What holds for as long as the act goes on: seen by the next plan at once.
+    pub(super) fn begin(&mut self, step: &Step, now: Time) {
+        match step {
+            Step::Detach { container, .. } => self.traffic(container, TrafficState::Draining),
+            Step::Stop { container, .. } => {
+                self.unwatch(container);
+                if let Some(known) = self.container_mut(container) {
+                    known.state = ContainerState::Stopping { since: now };
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn container(&self, id: &ContainerId) -> Option<(Ordinal, &ContainerSeen)> {
+        self.seen.instances.iter().find_map(|(ordinal, instance)| {
+            Some((*ordinal, instance.containers.iter().find(|c| c.id == *id)?))
+        })
+    }
+
+    fn container_mut(&mut self, id: &ContainerId) -> Option<&mut ContainerSeen> {
+        self.seen
+            .instances
+            .values_mut()
+            .find_map(|instance| instance.containers.iter_mut().find(|c| c.id == *id))
+    }
+
+    pub(super) fn traffic(&mut self, id: &ContainerId, state: TrafficState) {
+        if let Some(container) = self.container_mut(id) {
+            container.traffic = state;
+        }
+    }
+
+    pub(super) fn prepared(&mut self, ordinal: Ordinal, id: ContainerId, revision: Revision) {
+        let Some(instance) = self.seen.instances.get_mut(&ordinal) else { return };
+        instance.containers.push(ContainerSeen {
+            id,
+            revision,
+            state: ContainerState::Prepared,
+            traffic: TrafficState::Detached,
+        });
+    }
+
+    pub(super) fn running(&mut self, id: &ContainerId, since: Time) {
+        if let Some(container) = self.container_mut(id) {
+            // Its end may have been reported first.
+            if container.state == ContainerState::Prepared {
+                container.state = ContainerState::Running { since, health: Health::Starting };
+            }
+        }
+    }
+
+    /// Takes in what a probe saw. False: the Container does not run any more.
+    pub(super) fn health(&mut self, id: &ContainerId, told: Health) -> bool {
+        match self.container_mut(id).map(|container| &mut container.state) {
+            Some(ContainerState::Running { health, .. }) => {
+                *health = told;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes in a Container's end. False: it was known.
+    pub(super) fn exited(&mut self, id: &ContainerId, exit: Exit) -> bool {
+        self.unwatch(id);
+        let Some(container) = self.container_mut(id) else { return false };
+        if matches!(container.state, ContainerState::Exited(_)) {
+            return false;
+        }
+        container.state = ContainerState::Exited(exit);
+        true
+    }
+
+    pub(super) fn discarded(&mut self, ordinal: Ordinal, id: &ContainerId) {
+        self.unwatch(id);
+        self.ports.remove(id);
+        if let Some(instance) = self.seen.instances.get_mut(&ordinal) {
+            instance.containers.retain(|container| container.id != *id);
+        }
+    }
+
+    pub(super) fn removed(&mut self, ordinal: Ordinal) {
+        self.sandboxes.remove(&ordinal);
+        let Some(instance) = self.seen.instances.get_mut(&ordinal) else { return };
+        let containers = std::mem::take(&mut instance.containers);
+        instance.sandbox = None;
+        // Its trouble is what the back-off is counted from; without one nothing is left.
+        if instance.trouble.is_none() || self.not_wanted(ordinal) {
+            self.seen.instances.remove(&ordinal);
+        }
+        for container in containers {
+            self.unwatch(&container.id);
+            self.ports.remove(&container.id);
+        }
+    }
+
+    fn not_wanted(&self, ordinal: Ordinal) -> bool {
+        self.fleet.as_ref().is_none_or(|fleet| fleet.wanted(ordinal).is_none())
+    }
+
+    /// Notes that something went wrong with an Instance.
+    pub(super) fn trouble(
+        &mut self,
+        ordinal: Ordinal,
+        revision: Revision,
+        error: UserError,
+        ran: Option<Micros>,
+        now: Time,
+    ) {
+        let instance = self.seen.instances.entry(ordinal).or_default();
+        let count = match &instance.trouble {
+            Some(before) if before.revision == revision && ran.is_none_or(|r| r < WELL_AFTER) => {
+                before.count + 1
+            }
+            _ => 1,
+        };
+        if ran.is_some() {
+            instance.crashes += 1;
+        }
+        instance.trouble = Some(Trouble { revision, error, at: now, count });
+    }
+
+    pub(super) fn image_present(&mut self, digest: Digest) {
+        self.seen.images.insert(digest, ImageSeen::Present);
+    }
+
+    pub(super) fn image_failed(&mut self, digest: Digest, error: UserError, at: Time) {
+        let count = match self.seen.images.get(&digest) {
+            Some(ImageSeen::Failed { count, .. }) => count + 1,
+            _ => 1,
+        };
+        self.seen.images.insert(digest, ImageSeen::Failed { error, at, count });
+    }
+
+    pub(super) fn unwatch(&mut self, id: &ContainerId) {
+        if let Some(watch) = self.watches.remove(id) {
+            watch.abort();
+        }
+    }
+}

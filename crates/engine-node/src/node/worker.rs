@@ -1,0 +1,305 @@
+//! One worker per App: plan, start what is not under way, wait for a report, plan again.
+//!
+//! # Guarantees
+//! - Two acts never work on the same Sandbox or Container at the same time.
+//! - A plan is made from the latest report; steps of an older plan that are under way end
+//!   and are then seen by the next plan.
+//!
+//! # Caveats
+//! - What an act does once is for the act to ensure; the worker may ask again.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use stead_core::engine::{EngineError, Usage};
+use stead_core::event::{Event, Fact, PhaseName};
+use stead_core::fleet::{ContainerState, Fleet, FleetSeen, Health, Revision, plan};
+use stead_core::ids::{ContainerId, Digest, Ordinal};
+use stead_core::name::AppKey;
+use stead_core::time::{Micros, Time};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use super::act;
+use super::model::Model;
+use super::Shared;
+use crate::clock::now;
+use crate::probe::{self, Watched};
+use crate::sandbox::Sandbox;
+
+/// The worker of one App.
+pub(super) struct Worker {
+    pub(super) app: AppKey,
+    pub(super) shared: Arc<Shared>,
+    model: Mutex<Model>,
+    changed: Notify,
+    task: Mutex<Option<AbortHandle>>,
+}
+
+impl Worker {
+    pub(super) fn start(app: AppKey, model: Model, shared: Arc<Shared>) -> Arc<Self> {
+        let worker = Arc::new(Self {
+            app,
+            shared,
+            model: Mutex::new(model),
+            changed: Notify::new(),
+            task: Mutex::default(),
+        });
+        let task = tokio::spawn(worker.clone().run());
+        *worker.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            Some(task.abort_handle());
+        worker
+    }
+
+    /// Stops planning and watching. What runs goes on.
+    pub(super) fn end(&self) {
+        let task = self.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(task) = task {
+            task.abort();
+        }
+        for watch in std::mem::take(&mut self.model().watches).into_values() {
+            watch.abort();
+        }
+    }
+
+    async fn run(self: Arc<Self>) {
+        loop {
+            let wake = self.step();
+            let timer = async {
+                match wake {
+                    Some(at) => tokio::time::sleep(at.since(now()).duration()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.changed.notified() => {}
+                () = timer => {}
+            }
+        }
+    }
+
+    /// Plans, and starts every step whose subject is free. Gives the time to plan again.
+    fn step(self: &Arc<Self>) -> Option<Time> {
+        let mut model = self.model();
+        let fleet = model.fleet.clone()?;
+        let now = now();
+        let plan = plan(&fleet, &model.seen, now);
+        for step in plan.steps {
+            let Some(subject) = model.subject(&step) else { continue };
+            if !model.busy.insert(subject.clone()) {
+                continue;
+            }
+            tracing::debug!(app = %self.app, %step, "begins");
+            model.begin(&step, now);
+            let worker = self.clone();
+            tokio::spawn(async move {
+                act::carry_out(&worker, &step).await;
+                worker.report(|model| {
+                    model.busy.remove(&subject);
+                });
+            });
+        }
+        plan.wake
+    }
+
+    pub(super) fn model(&self) -> MutexGuard<'_, Model> {
+        self.model.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Takes a report in, and lets everybody look again.
+    pub(super) fn report<T>(&self, take_in: impl FnOnce(&mut Model) -> T) -> T {
+        let result = take_in(&mut self.model());
+        self.changed.notify_one();
+        // Nobody may be listening.
+        let _ = self.shared.hints.send(self.app.clone());
+        result
+    }
+
+    pub(super) fn apply(self: &Arc<Self>, fleet: Fleet) -> Result<(), EngineError> {
+        let known = self.model().seen.generation;
+        if fleet.generation < known {
+            return Err(EngineError::Stale { given: fleet.generation, known });
+        }
+        self.report(|model| {
+            model.seen.generation = fleet.generation;
+            model.fleet = Some(fleet);
+        });
+        self.look_for_images();
+        self.watch_unwatched();
+        Ok(())
+    }
+
+    /// Looks which of the Fleet's images are on the machine.
+    pub(super) fn look_for_images(&self) {
+        let mut model = self.model();
+        let Some(fleet) = &model.fleet else { return };
+        let wanted: Vec<Digest> = fleet.releases.values().map(|r| r.image.clone()).collect();
+        model.seen.images.retain(|digest, _| wanted.contains(digest));
+        for digest in wanted {
+            if self.shared.images.get(&digest).is_some() {
+                model.image_present(digest);
+            } else if model.seen.images.get(&digest)
+                == Some(&stead_core::fleet::ImageSeen::Present)
+            {
+                model.seen.images.remove(&digest);
+            }
+        }
+        drop(model);
+        self.changed.notify_one();
+    }
+
+    /// Watches running Containers that nobody watches: after a recovery.
+    fn watch_unwatched(self: &Arc<Self>) {
+        let ids: Vec<ContainerId> = {
+            let model = self.model();
+            let all = model.seen.instances.values().flat_map(|i| &i.containers);
+            all.filter(|c| matches!(c.state, ContainerState::Running { .. }))
+                .filter(|c| !model.watches.contains_key(&c.id))
+                .map(|c| c.id.clone())
+                .collect()
+        };
+        for id in ids {
+            self.watch(&id);
+        }
+    }
+
+    /// Begins to watch a running Container.
+    pub(super) fn watch(self: &Arc<Self>, id: &ContainerId) {
+        let mut model = self.model();
+        let Some((ordinal, container)) = model.container(id) else { return };
+        let ContainerState::Running { health, since } = container.state else { return };
+        let revision = container.revision;
+        let Some(spec) =
+            model.fleet.as_ref().and_then(|fleet| fleet.releases.get(&revision.release))
+        else {
+            return;
+        };
+        let Some(sandbox) = model.sandboxes.get(&ordinal) else { return };
+        let watched = Watched {
+            sandbox: sandbox.clone(),
+            container: id.0.clone(),
+            ip: sandbox.ip(),
+            port: model.ports.get(id).copied(),
+            health: spec.settings.health.clone(),
+        };
+        let (worker, watched_id) = (self.clone(), id.clone());
+        let task = tokio::spawn(probe::watch(watched, health, move |health, why| {
+            worker.told(ordinal, &watched_id, revision, since, health, why);
+        }));
+        model.watches.insert(id.clone(), task.abort_handle());
+    }
+
+    /// Takes in what a probe saw.
+    fn told(
+        &self,
+        ordinal: Ordinal,
+        id: &ContainerId,
+        revision: Revision,
+        since: Time,
+        health: Health,
+        why: String,
+    ) {
+        let first = self.model().container(id).is_some_and(|(_, c)| {
+            matches!(c.state, ContainerState::Running { health: Health::Starting, .. })
+        });
+        act::mark_ready(&self.shared, id, health == Health::Ready);
+        if !self.report(|model| model.health(id, health)) {
+            return;
+        }
+        if health == Health::Ready && first {
+            self.timed(Some(ordinal), Some(id), Some(revision), PhaseName::Ready, since);
+        }
+        let fact = match health {
+            Health::Ready => Fact::Ready,
+            Health::Starting | Health::Unready | Health::Dead => Fact::Unready { why },
+        };
+        self.emit(Some(ordinal), Some(id), Some(revision), fact);
+    }
+
+    pub(super) fn emit(
+        &self,
+        instance: Option<Ordinal>,
+        container: Option<&ContainerId>,
+        revision: Option<Revision>,
+        fact: Fact,
+    ) {
+        self.shared.events.emit(Event {
+            at: now(),
+            app: self.app.clone(),
+            instance,
+            container: container.cloned(),
+            revision,
+            fact,
+        });
+    }
+
+    /// Notes a phase that began at `begun` and ends now.
+    pub(super) fn timed(
+        &self,
+        instance: Option<Ordinal>,
+        container: Option<&ContainerId>,
+        revision: Option<Revision>,
+        phase: PhaseName,
+        begun: Time,
+    ) {
+        let took = now().since(begun);
+        self.emit(instance, container, revision, Fact::Phase { phase, begun, took });
+    }
+
+    /// Notes a phase whose length was measured elsewhere and that ends now.
+    pub(super) fn took(
+        &self,
+        instance: Option<Ordinal>,
+        revision: Option<Revision>,
+        phase: PhaseName,
+        took: Micros,
+    ) {
+        let fact = Fact::Phase { phase, begun: now() - took, took };
+        self.emit(instance, None, revision, fact);
+    }
+
+    pub(super) fn seen(&self) -> FleetSeen {
+        self.model().seen.clone()
+    }
+
+    pub(super) fn images_in_use(&self) -> Vec<Digest> {
+        let model = self.model();
+        let releases = model.fleet.iter().flat_map(|fleet| fleet.releases.values());
+        releases.map(|release| release.image.clone()).collect()
+    }
+
+    /// The running Container of an Instance, or of the first Instance that has one.
+    pub(super) fn running(&self, which: Option<Ordinal>) -> Option<(Arc<Sandbox>, ContainerId)> {
+        self.all_running()
+            .into_iter()
+            .find(|(ordinal, ..)| which.is_none_or(|wanted| wanted == *ordinal))
+            .map(|(_, sandbox, container)| (sandbox, container))
+    }
+
+    fn all_running(&self) -> Vec<(Ordinal, Arc<Sandbox>, ContainerId)> {
+        let model = self.model();
+        let instances = model.seen.instances.iter();
+        instances
+            .filter_map(|(ordinal, instance)| {
+                let running = |state: &ContainerState| matches!(state, ContainerState::Running { .. });
+                let container = instance.containers.iter().find(|c| running(&c.state))?;
+                Some((*ordinal, model.sandboxes.get(ordinal)?.clone(), container.id.clone()))
+            })
+            .collect()
+    }
+
+    pub(super) async fn usage(&self) -> Vec<Usage> {
+        let mut all = Vec::new();
+        for (instance, sandbox, container) in self.all_running() {
+            // One that ended in between uses nothing.
+            if let Ok(usage) = sandbox.usage(container.as_str()).await {
+                all.push(Usage {
+                    instance,
+                    cpu_micros: usage.cpu.as_micros().try_into().unwrap_or(u64::MAX),
+                    memory: usage.memory,
+                    pids: usage.pids,
+                });
+            }
+        }
+        all
+    }
+}

@@ -1,0 +1,143 @@
+//! Probes: is a running Container started, ready, alive?
+//!
+//! A start is watched closely, at first every millisecond, because nothing else tells when
+//! an App begins to listen; once it is ready, the probes' own periods apply. What follows
+//! from an answer is decided by `core`.
+
+mod check;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stead_core::fleet::Health;
+use stead_core::manifest::{self, Check};
+
+use crate::sandbox::Sandbox;
+use check::Target;
+
+/// The first pause between two attempts of a start. It grows by a quarter each time, up to
+/// the probe's period or [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// The longest pause between two attempts of a start where the probe names none.
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+/// A program started for each attempt costs more than a connection.
+const FIRST_EXEC_PAUSE: Duration = Duration::from_millis(20);
+/// How long one attempt of a start may take.
+const START_ATTEMPT: Duration = Duration::from_secs(2);
+
+/// What is watched.
+pub(crate) struct Watched {
+    /// Where the Container is.
+    pub(crate) sandbox: Arc<Sandbox>,
+    /// Its id.
+    pub(crate) container: String,
+    /// Its address.
+    pub(crate) ip: IpAddr,
+    /// The port that takes HTTP requests.
+    pub(crate) port: Option<u16>,
+    /// What to ask.
+    pub(crate) health: manifest::Health,
+}
+
+impl Watched {
+    fn target(&self) -> Target<'_> {
+        Target {
+            sandbox: &self.sandbox,
+            container: &self.container,
+            ip: self.ip,
+            port: self.port,
+        }
+    }
+
+    /// What decides that the start is over: the startup probe, else the readiness probe,
+    /// else a connection to the port. `None`: that it runs is all there is to know.
+    fn start_check(&self) -> Option<(Check, Duration)> {
+        if let Some(startup) = &self.health.startup {
+            return Some((startup.check.clone(), startup.period.duration()));
+        }
+        if let Some(readiness) = &self.health.readiness {
+            return Some((readiness.check.clone(), LONGEST_PAUSE));
+        }
+        let port = std::num::NonZeroU16::new(self.port?)?;
+        Some((Check::Tcp { port: manifest::Port(port) }, LONGEST_PAUSE))
+    }
+}
+
+/// Watches a Container until the task is dropped. `tell` gets each change of health, with
+/// what the probe saw.
+pub(crate) async fn watch(watched: Watched, known: Health, tell: impl Fn(Health, String)) {
+    if known == Health::Starting {
+        started(&watched).await;
+        tell(Health::Ready, String::new());
+    }
+    tokio::join!(readiness(&watched, known, &tell), liveness(&watched, &tell));
+}
+
+/// Returns at the first success.
+async fn started(watched: &Watched) {
+    let Some((check, longest)) = watched.start_check() else { return };
+    let target = watched.target();
+    let mut pause = match check {
+        Check::Exec { .. } => FIRST_EXEC_PAUSE,
+        Check::Http { .. } | Check::Tcp { .. } => FIRST_PAUSE,
+    };
+    while target.ask(&check, START_ATTEMPT).await.is_err() {
+        // Paces a retry.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 5 / 4).min(longest);
+    }
+}
+
+async fn readiness(watched: &Watched, known: Health, tell: &impl Fn(Health, String)) {
+    let Some(probe) = &watched.health.readiness else { return };
+    let mut ready = known != Health::Unready;
+    let mut failures = 0;
+    let mut ticks = ticks(probe.period.duration());
+    loop {
+        ticks.tick().await;
+        match watched.target().ask(&probe.check, probe.timeout.duration()).await {
+            Ok(()) => {
+                failures = 0;
+                if !ready {
+                    ready = true;
+                    tell(Health::Ready, String::new());
+                }
+            }
+            Err(why) => {
+                failures += 1;
+                if ready && failures >= probe.failures {
+                    ready = false;
+                    tell(Health::Unready, why);
+                }
+            }
+        }
+    }
+}
+
+/// Ends once the probe has given up: what happens to the Container then is final.
+async fn liveness(watched: &Watched, tell: &impl Fn(Health, String)) {
+    let Some(probe) = &watched.health.liveness else { return };
+    let mut failures = 0;
+    let mut ticks = ticks(probe.period.duration());
+    loop {
+        ticks.tick().await;
+        match watched.target().ask(&probe.check, probe.timeout.duration()).await {
+            Ok(()) => failures = 0,
+            Err(why) => {
+                failures += 1;
+                if failures >= probe.failures {
+                    return tell(Health::Dead, why);
+                }
+            }
+        }
+    }
+}
+
+/// Ticks whose first is one period away and that do not pile up behind a slow answer.
+fn ticks(period: Duration) -> tokio::time::Interval {
+    let period = period.max(FIRST_PAUSE);
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks
+}
