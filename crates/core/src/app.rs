@@ -78,6 +78,8 @@ pub struct Change {
     pub by: String,
     /// Why.
     pub message: Option<String>,
+    /// The image is known to be on the machine: the phase of pulling is left out.
+    pub image_here: bool,
 }
 
 impl App {
@@ -132,7 +134,12 @@ impl App {
 
     /// Starts a Rollout to `release`. One that is under way is superseded; what it came from
     /// is what this one goes back to.
-    pub fn roll_out(&mut self, release: ReleaseNo, settings: &Manifest, change: Change) -> RolloutNo {
+    pub fn roll_out(
+        &mut self,
+        release: ReleaseNo,
+        settings: &Manifest,
+        change: Change,
+    ) -> RolloutNo {
         let number = self.begin(release, settings, None, change);
         if release > self.last_release {
             self.last_release = release;

@@ -10,9 +10,7 @@ use crate::name::AppKey;
 use crate::time::{Micros, Time};
 
 /// A timed part of a change. The waterfall of a Rollout is built from these.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs, reason = "the names are the documentation; design.md lists them")]
 pub enum PhaseName {

@@ -50,9 +50,10 @@ pub fn check_plan(fleet: &Fleet, seen: &FleetSeen, plan: &Plan) -> Vec<Violation
                 }
             }
             Step::Start { ordinal, container } => {
-                let other = seen.instances.get(ordinal).is_some_and(|i| {
-                    i.containers.iter().any(|c| c.alive() && c.id != *container)
-                });
+                let other = seen
+                    .instances
+                    .get(ordinal)
+                    .is_some_and(|i| i.containers.iter().any(|c| c.alive() && c.id != *container));
                 if other {
                     found.push(broken("one Container of an Instance runs at a time", step));
                 }
@@ -78,8 +79,7 @@ pub fn check_plan(fleet: &Fleet, seen: &FleetSeen, plan: &Plan) -> Vec<Violation
 
 /// Draining leaves at least the floor in service, counting what serves of the wanted size.
 fn floor(fleet: &Fleet, seen: &FleetSeen, plan: &Plan, found: &mut Vec<Violation>) {
-    let serving =
-        |ordinal: &Ordinal| ordinal.0 < fleet.instances && seen.serves(*ordinal);
+    let serving = |ordinal: &Ordinal| ordinal.0 < fleet.instances && seen.serves(*ordinal);
     let now = seen.instances.keys().filter(|o| serving(o)).count();
     let leaving = plan
         .steps

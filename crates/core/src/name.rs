@@ -95,8 +95,6 @@ impl Default for NamespaceName {
 /// An App's full name. Its text form is `NAMESPACE/APP`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-#[derive(utoipa::ToSchema)]
-#[schema(value_type = String)]
 pub struct AppKey {
     /// The Namespace that holds the App.
     pub namespace: NamespaceName,
@@ -115,6 +113,14 @@ impl AppKey {
         format!("{}.{}.localhost", self.app, self.namespace)
     }
 }
+
+impl utoipa::PartialSchema for AppKey {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        String::schema()
+    }
+}
+
+impl utoipa::ToSchema for AppKey {}
 
 impl fmt::Display for AppKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

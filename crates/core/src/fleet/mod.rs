@@ -118,9 +118,9 @@ impl Fleet {
     ///
     /// An upgrade in place takes each Instance out for a moment, so zero means one at a time.
     pub fn may_be_out(&self) -> u32 {
-        let allowed = self.target_spec().map_or(0, |spec| {
-            spec.settings.rollout.max_unavailable.of(self.instances)
-        });
+        let allowed = self
+            .target_spec()
+            .map_or(0, |spec| spec.settings.rollout.max_unavailable.of(self.instances));
         allowed.max(1)
     }
 

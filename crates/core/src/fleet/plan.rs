@@ -100,17 +100,12 @@ fn take_out(
     let spec = fleet.releases.get(&container.revision.release).or_else(|| fleet.target_spec());
     let grace = spec.map_or(Micros::from_secs(30), ReleaseSpec::grace);
     match (container.traffic, &container.state) {
-        (TrafficState::Attached, _) => plan.steps.push(Step::Detach {
-            ordinal,
-            container: container.id.clone(),
-            drain: grace,
-        }),
-        (TrafficState::Detached, ContainerState::Running { .. }) => plan.steps.push(Step::Stop {
-            ordinal,
-            container: container.id.clone(),
-            grace,
-            because,
-        }),
+        (TrafficState::Attached, _) => {
+            plan.steps.push(Step::Detach { ordinal, container: container.id.clone(), drain: grace })
+        }
+        (TrafficState::Detached, ContainerState::Running { .. }) => {
+            plan.steps.push(Step::Stop { ordinal, container: container.id.clone(), grace, because })
+        }
         // Its acknowledgement is awaited.
         (TrafficState::Draining, _) | (TrafficState::Detached, _) => {}
     }

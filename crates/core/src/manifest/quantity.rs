@@ -9,7 +9,9 @@ use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use serde_json::json;
+use utoipa::openapi::{self, RefOr};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::problem::BadValue;
 use crate::error::Code;
@@ -49,6 +51,15 @@ macro_rules! as_text {
             }
         }
 
+        impl PartialSchema for $type {
+            fn schema() -> RefOr<openapi::Schema> {
+                let text = openapi::ObjectBuilder::new().schema_type(openapi::Type::String);
+                text.pattern(Some($pattern)).examples(json!($examples).as_array().cloned()).into()
+            }
+        }
+
+        impl ToSchema for $type {}
+
         impl JsonSchema for $type {
             fn inline_schema() -> bool {
                 true
@@ -71,10 +82,8 @@ fn split(text: &str) -> (&str, &str) {
 }
 
 /// A share of processors, in thousandths of one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[derive(Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "String")]
-#[schema(value_type = String, example = "500m")]
 pub struct Cpu(u32);
 
 as_text!(Cpu, ["string", "number"], r"^([0-9]+m|[0-9]+(\.[0-9]{1,3})?)$", ["500m", 0.5, 2]);
@@ -123,10 +132,8 @@ impl fmt::Display for Cpu {
 }
 
 /// An amount of memory in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[derive(Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "String")]
-#[schema(value_type = String, example = "256Mi")]
 pub struct Memory(u64);
 
 as_text!(Memory, ["string", "integer"], r"^[0-9]+([KMGT]i|[kMGT])?$", ["256Mi", "1Gi", "128M"]);
@@ -190,18 +197,11 @@ impl fmt::Display for Memory {
 }
 
 /// A length of time in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[derive(Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-#[schema(value_type = String, example = "1m30s")]
 pub struct Span(u64);
 
-as_text!(
-    Span,
-    "string",
-    r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?$",
-    ["250ms", "5s", "1m30s"]
-);
+as_text!(Span, "string", r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?$", ["250ms", "5s", "1m30s"]);
 
 const SPAN_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
@@ -293,10 +293,8 @@ impl fmt::Display for Span {
 }
 
 /// A number of Instances, or a share of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[derive(Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "String")]
-#[schema(value_type = String, example = "25%")]
 pub enum Amount {
     /// So many.
     Count(u32),

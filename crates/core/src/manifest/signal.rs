@@ -75,7 +75,8 @@ fn number_of(text: &str) -> Option<u8> {
     let upper = text.to_ascii_uppercase();
     let short = upper.strip_prefix("SIG").unwrap_or(&upper);
     if let Some(above) = short.strip_prefix("RTMIN") {
-        let above = if above.is_empty() { 0 } else { above.strip_prefix('+')?.parse::<u8>().ok()? };
+        let above =
+            if above.is_empty() { 0 } else { above.strip_prefix('+')?.parse::<u8>().ok()? };
         return REAL_TIME.0.checked_add(above).filter(|number| *number <= REAL_TIME.1);
     }
     NAMES.iter().find(|(name, _)| &name[3..] == short).map(|(_, number)| *number)

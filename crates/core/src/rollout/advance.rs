@@ -3,8 +3,8 @@
 use super::{Phase, Rollout};
 use crate::app::App;
 use crate::error::{Code, UserError};
-use crate::fleet::{ContainerState, Fleet, FleetSeen, Health, ImageSeen, InstanceSeen, Revision};
 use crate::fleet::TrafficState;
+use crate::fleet::{ContainerState, Fleet, FleetSeen, Health, ImageSeen, InstanceSeen, Revision};
 use crate::ids::Ordinal;
 use crate::time::Time;
 
@@ -73,9 +73,10 @@ pub fn advance(app: &App, fleet: &Fleet, seen: &FleetSeen, now: Time) -> Advance
                 stay(None, "going back".into())
             }
         }
-        Phase::Done { .. } | Phase::Undone { .. } | Phase::Held { .. } | Phase::Superseded { .. } => {
-            stay(None, "it is over".into())
-        }
+        Phase::Done { .. }
+        | Phase::Undone { .. }
+        | Phase::Held { .. }
+        | Phase::Superseded { .. } => stay(None, "it is over".into()),
     }
 }
 
@@ -141,8 +142,9 @@ fn is_done(instance: &InstanceSeen, revision: Revision) -> bool {
     let running = instance.containers.iter().filter(|c| c.alive());
     let mut good = 0;
     for container in running {
-        let serves = matches!(container.state, ContainerState::Running { health: Health::Ready, .. })
-            && container.traffic == TrafficState::Attached;
+        let serves =
+            matches!(container.state, ContainerState::Running { health: Health::Ready, .. })
+                && container.traffic == TrafficState::Attached;
         if container.revision != revision || !serves {
             return false;
         }

@@ -52,10 +52,11 @@ pub fn wanted(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Wanted 
     };
     // Before the first Release serves, requests may already be parked for it.
     let shown = target.map(|t| t.release).or_else(|| app.rollout.as_ref().map(|r| r.to.release));
-    let routing = shown.and_then(|number| releases.get(&number)).filter(|_| !app.deleted).map(
-        |spec| {
+    let routing =
+        shown.and_then(|number| releases.get(&number)).filter(|_| !app.deleted).map(|spec| {
             let mut hosts = vec![app.key.default_host()];
-            hosts.extend(spec.settings.http.iter().flat_map(|http| http.hosts.iter().cloned()));
+            let own = spec.settings.http.iter().flat_map(|http| &http.hosts);
+            hosts.extend(own.map(|host| host.as_str().to_owned()));
             hosts.dedup();
             Routing {
                 hosts,
@@ -63,7 +64,6 @@ pub fn wanted(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Wanted 
                 park: spec.settings.park.clone(),
                 stopped: app.stopped,
             }
-        },
-    );
+        });
     Wanted { fleet, routing }
 }

@@ -86,7 +86,8 @@ mod tests {
     #[test]
     fn hosts_match_without_case_port_and_dot() {
         let index = index(&[("d/web", "Web.Example.com", "/"), ("d/six", "[::1]", "/")]);
-        for host in ["web.example.com", "WEB.example.COM:8080", "web.example.com.", "web.example.com.:80"]
+        for host in
+            ["web.example.com", "WEB.example.COM:8080", "web.example.com.", "web.example.com.:80"]
         {
             assert!(index.find(host, "/").is_some(), "{host}");
         }
@@ -98,7 +99,8 @@ mod tests {
 
     #[test]
     fn the_longest_prefix_of_whole_segments_wins() {
-        let index = index(&[("d/web", "h", "/"), ("d/api", "h", "/api/"), ("d/v2", "h", "/api/v2")]);
+        let index =
+            index(&[("d/web", "h", "/"), ("d/api", "h", "/api/"), ("d/v2", "h", "/api/v2")]);
         for (path, app) in [
             ("/", "d/web"),
             ("/apix", "d/web"),

@@ -238,11 +238,7 @@ mod tests {
     use super::*;
 
     fn put(generation: u64, app: &str, routes: Option<AppRoutes>) -> RouteChange {
-        RouteChange::Put {
-            generation: Generation(generation),
-            app: app.parse().unwrap(),
-            routes,
-        }
+        RouteChange::Put { generation: Generation(generation), app: app.parse().unwrap(), routes }
     }
 
     #[test]

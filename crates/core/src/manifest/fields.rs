@@ -1,0 +1,430 @@
+//! The fields of a manifest, typed and with their defaults.
+//!
+//! The comments here are also the descriptions in the JSON Schema and in the API, so they
+//! speak to whoever writes a manifest. The form in JSON is the form in YAML.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::health::Health;
+use super::problem::BadValue;
+use super::quantity::{Amount, Cpu, Memory, Span};
+use super::signal::StopSignal;
+use super::suggest;
+use super::text::{AbsPath, EnvName, HostName, Port, UserSpec, VolumeName};
+use crate::error::Code;
+use crate::name::{AppKey, AppName, NamespaceName};
+
+/// What stead shall run, and how.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The App's name: a DNS label of at most 40 characters. Unique in its Namespace.
+    #[schemars(regex(pattern = r"^[a-z]([a-z0-9\-]*[a-z0-9])?$"), length(max = 40))]
+    pub app: AppName,
+    /// The Namespace that holds the App.
+    #[serde(default)]
+    #[schemars(regex(pattern = r"^[a-z]([a-z0-9\-]*[a-z0-9])?$"), length(max = 40))]
+    pub namespace: NamespaceName,
+    /// What to run: an image reference, or the path of an OCI archive or layout.
+    #[schemars(length(min = 1))]
+    pub source: String,
+    /// The program and its first arguments. Empty: the image's entrypoint.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Further arguments. Empty: the image's, unless `command` is given.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Environment variables, added to the image's. Numbers and truth values are taken as
+    /// they are written.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, schema_forms::Scalar>")]
+    pub env: BTreeMap<EnvName, String>,
+    /// Names of secrets that become environment variables.
+    #[serde(default)]
+    pub secrets: Vec<EnvName>,
+    /// Read-only files put into the Container, by absolute path.
+    #[serde(default)]
+    pub files: BTreeMap<AbsPath, FileSource>,
+    /// How the App takes HTTP requests. Left out: on the lowest TCP port that the image
+    /// exposes; an image that exposes none takes no HTTP requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<Http>,
+    /// What each Instance may use of the machine.
+    #[serde(default)]
+    pub resources: Resources,
+    /// How stead knows that an Instance is started, ready and alive.
+    #[serde(default)]
+    pub health: Health,
+    /// What happens around the stop of a Container.
+    #[serde(default)]
+    pub lifecycle: Lifecycle,
+    /// Folders that outlive Containers. Each Instance has its own.
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
+    /// How many Instances run: 0 to 1000.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub instances: u32,
+    /// How a new Release replaces the old one.
+    #[serde(default)]
+    pub rollout: Rollout,
+    /// What happens to requests while no Instance can take them.
+    #[serde(default)]
+    pub park: Park,
+    /// How strongly Instances are kept apart from each other and from the machine.
+    #[serde(default)]
+    pub isolation: Isolation,
+    /// Who the process runs as, `USER` or `USER:GROUP`. Left out: the image's user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserSpec>,
+    /// The folder the process starts in. Left out: the image's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<AbsPath>,
+    /// Whether the Container's own files are read-only. Volumes stay writable.
+    #[serde(default)]
+    pub read_only_root: bool,
+    /// The signal that asks the process to end. Left out: the image's, else SIGTERM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<StopSignal>,
+    /// Whether a Container that ended by itself is started again.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl Manifest {
+    /// The manifest of an App of which only the name and the source are given.
+    pub fn minimal(app: AppName, source: impl Into<String>) -> Self {
+        Self {
+            app,
+            namespace: NamespaceName::default(),
+            source: source.into(),
+            command: Vec::new(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            secrets: Vec::new(),
+            files: BTreeMap::new(),
+            http: None,
+            resources: Resources::default(),
+            health: Health::default(),
+            lifecycle: Lifecycle::default(),
+            volumes: Vec::new(),
+            instances: one(),
+            rollout: Rollout::default(),
+            park: Park::default(),
+            isolation: Isolation::default(),
+            user: None,
+            working_dir: None,
+            read_only_root: false,
+            stop_signal: None,
+            restart: RestartPolicy::default(),
+        }
+    }
+
+    /// The App's full name.
+    pub fn key(&self) -> AppKey {
+        AppKey::new(self.namespace.clone(), self.app.clone())
+    }
+
+    /// The port that takes HTTP requests, given the TCP ports that the image exposes.
+    pub fn http_port(&self, exposed: &[u16]) -> Option<u16> {
+        let given = self.http.as_ref().and_then(|http| http.port);
+        given.map(Port::number).or_else(|| exposed.iter().copied().min())
+    }
+
+    /// The protocol of the App's HTTP port.
+    pub fn protocol(&self) -> Protocol {
+        self.http.as_ref().map_or(Protocol::default(), |http| http.protocol)
+    }
+}
+
+/// Where a file's content comes from. In a manifest's text: the path of a file beside the
+/// manifest, or `{content: "…"}`. The API takes only content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
+#[serde(untagged, deny_unknown_fields)]
+#[schemars(inline)]
+pub enum FileSource {
+    /// A path on the machine of whoever deploys, relative to the manifest.
+    Path(String),
+    /// The content itself.
+    Content {
+        /// The content, as UTF-8.
+        content: String,
+    },
+}
+
+/// How the App takes HTTP requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(inline)]
+pub struct Http {
+    /// The port the App listens on. Left out: the lowest that the image exposes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<Port>,
+    /// Host names that lead to the App, besides `APP.NAMESPACE.localhost`.
+    pub hosts: Vec<HostName>,
+    /// What the App speaks on that port.
+    pub protocol: Protocol,
+}
+
+/// What each Instance may use of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(inline)]
+pub struct Resources {
+    /// Processor time, at least 10m. Left out: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Cpu>,
+    /// Memory, at least 4Mi. Left out: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
+    /// Processes and threads, at least 8.
+    #[schemars(range(min = 8, max = 4_000_000))]
+    pub pids: u32,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { cpu: None, memory: None, pids: 4096 }
+    }
+}
+
+/// What happens around the stop of a Container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(inline)]
+pub struct Lifecycle {
+    /// Done after the last request has left and before the stop signal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pre_stop: Option<PreStop>,
+    /// How long open requests, and then the process after its stop signal, may take. After
+    /// that they are cut off.
+    pub grace: Span,
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self { pre_stop: None, grace: Span::from_secs(30) }
+    }
+}
+
+/// What is done before the stop signal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum PreStop {
+    /// Wait so long.
+    Sleep(Span),
+    /// Run this program in the Container and wait for its end, within the grace.
+    Exec(Vec<String>),
+}
+
+/// A folder that outlives Containers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(inline)]
+pub struct Volume {
+    /// Its name, unique in the App.
+    pub name: VolumeName,
+    /// Where the Container sees it.
+    pub mount: AbsPath,
+    /// Whether two Containers of one Instance may write to it at the same time, which a
+    /// handover from the old one to the new one needs.
+    #[serde(default)]
+    pub shared: bool,
+}
+
+/// How a new Release replaces the old one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(inline)]
+pub struct Rollout {
+    /// How an Instance changes.
+    pub strategy: Strategy,
+    /// In how many steps the Instances change.
+    #[schemars(range(min = 1))]
+    pub batches: u32,
+    /// How many Instances, or which share of them, may be out of service at once. 0: an
+    /// in-place change still takes one at a time, and requests wait where it was the last.
+    pub max_unavailable: Amount,
+    /// How many Instances, or which share of them, may run above the wanted number.
+    pub max_surge: Amount,
+    /// How long to wait between batches.
+    pub pause: Span,
+    /// Whether the old Release comes back by itself when the new one fails.
+    pub auto_rollback: bool,
+    /// How long a rollout may go without progress before it counts as failed.
+    pub progress_deadline: Span,
+    /// How long the old Container stays frozen, so that a rollback is a thaw.
+    pub keep_previous: Span,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::default(),
+            batches: 1,
+            max_unavailable: Amount::Count(0),
+            max_surge: Amount::Count(0),
+            pause: Span::ZERO,
+            auto_rollback: true,
+            progress_deadline: Span::from_secs(600),
+            keep_previous: Span::ZERO,
+        }
+    }
+}
+
+/// What happens to requests while no Instance can take them: they wait at the gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(inline)]
+pub struct Park {
+    /// How long a request may wait. 0s: it is answered with 503 at once.
+    pub max_wait: Span,
+    /// How many requests of the App may wait at once.
+    pub max_requests: u32,
+}
+
+impl Default for Park {
+    fn default() -> Self {
+        Self { max_wait: Span::from_secs(30), max_requests: 1000 }
+    }
+}
+
+/// Declares a choice between words. The words are its form in YAML, JSON and messages.
+macro_rules! choice {
+    ($(#[$doc:meta])* $type:ident { $($(#[$word_doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+        #[derive(Serialize, Deserialize, ToSchema, JsonSchema)]
+        #[schemars(inline)]
+        pub enum $type {
+            $($(#[$word_doc])* #[serde(rename = $word)] $variant,)+
+        }
+
+        impl $type {
+            /// Every word, in the order of this declaration.
+            pub const WORDS: &'static [&'static str] = &[$($word,)+];
+
+            /// The word a person writes.
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = BadValue;
+
+            fn from_str(text: &str) -> Result<Self, BadValue> {
+                match text {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(bad_choice(Self::WORDS, text)),
+                }
+            }
+        }
+    };
+}
+
+fn bad_choice(words: &[&str], text: &str) -> BadValue {
+    let expected = match words {
+        [start @ .., last] if !start.is_empty() => format!("{} or {last}", start.join(", ")),
+        _ => words.concat(),
+    };
+    let near = suggest::nearest(text, words.iter().copied());
+    BadValue::text(Code::ManifestChoice, expected, text).nearest(near)
+}
+
+choice!(
+    /// What an App speaks on its HTTP port.
+    Protocol {
+        /// HTTP/1.1, WebSocket included.
+        #[default]
+        Http1 = "http1",
+        /// HTTP/2 without TLS, as gRPC servers speak it.
+        H2c = "h2c",
+    }
+);
+choice!(
+    /// How an Instance changes from one Release to the next.
+    Strategy {
+        /// The new Container starts beside the old one and takes over when it is ready.
+        Handover = "handover",
+        /// The old Container stops, then the new one starts in the same Sandbox; requests
+        /// wait meanwhile where no other Instance can take them.
+        #[default]
+        InPlace = "in-place",
+        /// A new Sandbox with a new address.
+        Recreate = "recreate",
+    }
+);
+choice!(
+    /// How strongly Instances are kept apart.
+    Isolation {
+        /// By namespaces of the Linux kernel, with a user namespace and a seccomp filter.
+        #[default]
+        Process = "process",
+        /// By a kernel in user space.
+        Gvisor = "gvisor",
+        /// By a virtual machine.
+        Vm = "vm",
+    }
+);
+choice!(
+    /// Whether a Container that ended by itself is started again, with a growing pause.
+    RestartPolicy {
+        /// Whatever its exit code.
+        #[default]
+        Always = "always",
+        /// Only if it failed: an exit code other than 0, or a signal.
+        OnFailure = "on-failure",
+        /// Not at all.
+        Never = "never",
+    }
+);
+
+/// Forms that a text may have besides its type's own; only their schemas are used.
+mod schema_forms {
+    /// Text, or what is taken as the text it is written as.
+    #[derive(schemars::JsonSchema)]
+    #[schemars(untagged, inline)]
+    #[expect(dead_code, reason = "only its schema is used")]
+    pub(super) enum Scalar {
+        Text(String),
+        Number(f64),
+        Truth(bool),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_is_the_given_one_else_the_lowest_exposed() {
+        let mut manifest = Manifest::minimal(AppName::new("web").unwrap(), "nginx");
+        assert_eq!(manifest.http_port(&[]), None);
+        assert_eq!(manifest.http_port(&[443, 80]), Some(80));
+        manifest.http = Some(Http { port: Some("8080".parse().unwrap()), ..Http::default() });
+        assert_eq!(manifest.http_port(&[80]), Some(8080));
+    }
+
+    #[test]
+    fn words_and_json_agree() {
+        for word in Strategy::WORDS {
+            let strategy: Strategy = word.parse().unwrap();
+            assert_eq!(strategy.word(), *word);
+            assert_eq!(serde_json::to_value(strategy).unwrap(), *word);
+        }
+        let bad = "inplace".parse::<Strategy>().unwrap_err();
+        assert_eq!(bad.nearest.as_deref(), Some("in-place"));
+        assert_eq!(bad.expected, "handover, in-place or recreate");
+    }
+}

@@ -1,0 +1,500 @@
+//! From the tree of a text to a [`Manifest`], collecting every problem on the way.
+//!
+//! A field that is absent or wrong takes its default, so that reading goes on to the end;
+//! the manifest is handed out only if nothing was wrong. Each type names its keys once, in
+//! its `read`: what is not asked for there is an unknown key.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use super::check;
+use super::fields::{
+    FileSource, Http, Isolation, Lifecycle, Manifest, Park, PreStop, Protocol, Resources,
+    RestartPolicy, Rollout, Strategy, Volume,
+};
+use super::health::{Health, Probe, ProbeText, Startup, StartupText};
+use super::problem::{BadValue, FieldPath, Position, Problem, Problems};
+use super::quantity::{Amount, Cpu, Memory, Span};
+use super::signal::StopSignal;
+use super::suggest;
+use super::text::{AbsPath, EnvName, HostName, HttpPath, Port, UserSpec, VolumeName, bad_name};
+use super::unbuilt;
+use super::yaml::{self, Key, Node, Value};
+use crate::error::Code;
+use crate::name::{AppName, NamespaceName};
+
+/// Most problems that are reported for one manifest.
+const MOST: usize = 100;
+
+/// Reads a manifest from YAML or JSON. `origin` is what messages call the text, such as the
+/// name of its file.
+///
+/// # Errors
+/// Every problem of the text, in its order, each with line and column; the first hundred
+/// where there are more.
+pub fn parse(text: &str, origin: &str) -> Result<Manifest, Problems> {
+    let (root, mut list) = yaml::load(text);
+    let manifest = root.and_then(|root| {
+        let mut reader = Reader { problems: Vec::new() };
+        let manifest = Manifest::read(&root, &FieldPath::default(), &mut reader);
+        list.append(&mut reader.problems);
+        let manifest = manifest?;
+        for (path, bad) in check::all(&manifest) {
+            // A field that could not be read was reported already; its default is no news.
+            let problem = Problem::new(bad, &path, Some(root.locate(&path)));
+            if !list.iter().any(|other| other.path == problem.path) {
+                list.push(problem);
+            }
+        }
+        Some(manifest)
+    });
+    list.sort_by_key(|problem| problem.at);
+    list.truncate(MOST);
+    match manifest {
+        Some(manifest) if list.is_empty() => Ok(manifest),
+        _ => Err(Problems { origin: origin.to_owned(), list }),
+    }
+}
+
+/// Collects what is wrong.
+struct Reader {
+    problems: Vec<Problem>,
+}
+
+impl Reader {
+    fn refuse(&mut self, at: Position, path: &FieldPath, bad: BadValue) {
+        self.problems.push(Problem::new(bad, path, Some(at)));
+    }
+
+    fn wrong_type<T>(&mut self, node: &Node, path: &FieldPath, expected: &str) -> Option<T> {
+        if !matches!(node.value, Value::Refused) {
+            let bad = BadValue::new(Code::ManifestType, expected, node.describe());
+            self.refuse(node.at, path, bad);
+        }
+        None
+    }
+
+    /// A text, taken as it is written.
+    fn text<'n>(&mut self, node: &'n Node, path: &FieldPath, expected: &str) -> Option<&'n str> {
+        match &node.value {
+            Value::Scalar { text, .. } => Some(text),
+            Value::Null => {
+                let bad = BadValue::new(Code::ManifestType, expected, "nothing")
+                    .hint("write \"\" for an empty text");
+                self.refuse(node.at, path, bad);
+                None
+            }
+            _ => self.wrong_type(node, path, expected),
+        }
+    }
+
+    fn from_text<T: FromStr<Err = BadValue>>(
+        &mut self,
+        node: &Node,
+        path: &FieldPath,
+        expected: &str,
+    ) -> Option<T> {
+        let text = self.text(node, path, expected)?;
+        text.parse().map_err(|bad| self.refuse(node.at, path, bad)).ok()
+    }
+
+    /// A value made of others, all of which were read.
+    fn built<T>(&mut self, node: &Node, path: &FieldPath, made: Result<T, BadValue>) -> Option<T> {
+        made.map_err(|bad| self.refuse(node.at, path, bad)).ok()
+    }
+}
+
+/// The entries of a mapping, taken one by one.
+struct Fields<'n, 'r> {
+    at: Position,
+    path: FieldPath,
+    entries: Vec<(&'n Key, &'n Node)>,
+    known: Vec<&'static str>,
+    reader: &'r mut Reader,
+}
+
+impl<'n, 'r> Fields<'n, 'r> {
+    fn of(node: &'n Node, path: &FieldPath, reader: &'r mut Reader) -> Option<Self> {
+        let Value::Map(entries) = &node.value else {
+            return reader.wrong_type(node, path, "a mapping of keys to values");
+        };
+        let entries = entries.iter().map(|(key, node)| (key, node)).collect();
+        Some(Self { at: node.at, path: path.clone(), entries, known: Vec::new(), reader })
+    }
+
+    /// The node under `key`, which is known from now on. A key with nothing behind it counts
+    /// as left out.
+    fn node(&mut self, key: &'static str) -> Option<&'n Node> {
+        self.known.push(key);
+        let place = self.entries.iter().position(|(k, _)| k.text == key)?;
+        let (_, node) = self.entries.swap_remove(place);
+        Some(node).filter(|node| !matches!(node.value, Value::Null))
+    }
+
+    /// The value under `key`, `None` if it is left out or wrong.
+    fn get<T: Read>(&mut self, key: &'static str) -> Option<T> {
+        let node = self.node(key)?;
+        T::read(node, &self.path.key(key), self.reader)
+    }
+
+    /// The value under `key`, which must be there.
+    fn must<T: Read>(&mut self, key: &'static str) -> Option<T> {
+        if let Some(node) = self.node(key) {
+            return T::read(node, &self.path.key(key), self.reader);
+        }
+        let bad = BadValue::new(Code::ManifestMissingKey, format!("the key {key:?}"), "none");
+        self.reader.refuse(self.at, &self.path.key(key), bad);
+        None
+    }
+
+    /// Refuses a key whose feature is to come, unless it asks for nothing.
+    fn unbuilt(&mut self, key: &'static str) {
+        let Some(node) = self.node(key) else { return };
+        let empty = matches!(&node.value, Value::List(items) if items.is_empty());
+        if !empty && !matches!(node.value, Value::Refused) {
+            self.reader.refuse(node.at, &self.path.key(key), unbuilt::key(key));
+        }
+    }
+
+    /// Reports the keys that nobody asked for.
+    fn finish(self) {
+        for (key, node) in self.entries {
+            if matches!(node.value, Value::Refused) {
+                continue;
+            }
+            let near = suggest::translated(&key.text, &self.known)
+                .or_else(|| suggest::nearest(&key.text, self.known.iter().copied()));
+            let expected = format!("one of {}", self.known.join(", "));
+            let bad = BadValue::text(Code::ManifestUnknownKey, expected, &key.text).nearest(near);
+            self.reader.refuse(key.at, &self.path.key(&key.text), bad);
+        }
+    }
+}
+
+/// What can be read from a node. `None` means that the problem has been noted.
+trait Read: Sized {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self>;
+}
+
+/// Types read from a text, with what is expected where no text stands.
+macro_rules! read_from_text {
+    ($($type:ty: $expected:expr;)+) => {$(
+        impl Read for $type {
+            fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+                reader.from_text(node, path, $expected)
+            }
+        }
+    )+};
+}
+
+read_from_text! {
+    AbsPath: "an absolute path";
+    Amount: "a number of Instances or a share of them";
+    Cpu: "an amount of CPU such as 500m";
+    EnvName: "a variable's name";
+    HostName: "a host name";
+    HttpPath: "the path of an HTTP request such as /healthz";
+    Isolation: "one of process, gvisor, vm";
+    Memory: "an amount of memory such as 256Mi";
+    Port: "a port from 1 to 65535";
+    Protocol: "http1 or h2c";
+    RestartPolicy: "one of always, on-failure, never";
+    Span: "a duration such as 5s";
+    StopSignal: "a signal such as SIGTERM";
+    Strategy: "one of handover, in-place, recreate";
+    UserSpec: "a user such as app or 1000:1000";
+    VolumeName: "a name";
+}
+
+impl Read for AppName {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let text = reader.text(node, path, "a name")?;
+        reader.built(node, path, Self::new(text).map_err(|_| bad_name("web", text)))
+    }
+}
+
+impl Read for NamespaceName {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let text = reader.text(node, path, "a name")?;
+        reader.built(node, path, Self::new(text).map_err(|_| bad_name("default", text)))
+    }
+}
+
+impl Read for String {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        reader.text(node, path, "a text").map(str::to_owned)
+    }
+}
+
+impl Read for bool {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        match &node.value {
+            Value::Scalar { text, plain: true } if text == "true" => Some(true),
+            Value::Scalar { text, plain: true } if text == "false" => Some(false),
+            _ => reader.wrong_type(node, path, "true or false"),
+        }
+    }
+}
+
+impl Read for u32 {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        match &node.value {
+            Value::Scalar { text, plain: true }
+                if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) =>
+            {
+                let expected = format!("a number of at most {}", u32::MAX);
+                let bad = |_| BadValue::new(Code::ManifestRange, expected, node.describe());
+                reader.built(node, path, text.parse().map_err(bad))
+            }
+            _ => reader.wrong_type(node, path, "a whole number"),
+        }
+    }
+}
+
+impl<T: Read> Read for Vec<T> {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        match &node.value {
+            Value::List(items) => {
+                let items = items.iter().enumerate();
+                Some(items.filter_map(|(i, node)| T::read(node, &path.index(i), reader)).collect())
+            }
+            Value::Scalar { text, .. } => {
+                let bad = BadValue::new(Code::ManifestType, "a list", node.describe());
+                reader.refuse(node.at, path, bad.hint(format!("write it as a list: [{text:?}]")));
+                None
+            }
+            _ => reader.wrong_type(node, path, "a list"),
+        }
+    }
+}
+
+impl<K: FromStr<Err = BadValue> + Ord, V: Read> Read for BTreeMap<K, V> {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let Value::Map(entries) = &node.value else {
+            return reader.wrong_type(node, path, "a mapping of names to values");
+        };
+        let mut map = Self::new();
+        for (key, node) in entries {
+            let path = path.key(&key.text);
+            let name = key.text.parse().map_err(|bad| reader.refuse(key.at, &path, bad)).ok();
+            let value = V::read(node, &path, reader);
+            if let (Some(name), Some(value)) = (name, value) {
+                map.insert(name, value);
+            }
+        }
+        Some(map)
+    }
+}
+
+impl Read for FileSource {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        match &node.value {
+            Value::Scalar { text, .. } => Some(Self::Path(text.clone())),
+            Value::Map(_) => {
+                let mut fields = Fields::of(node, path, reader)?;
+                let content = fields.must("content");
+                fields.finish();
+                content.map(|content| Self::Content { content })
+            }
+            _ => reader.wrong_type(node, path, "the path of a file, or {content: …}"),
+        }
+    }
+}
+
+impl Read for Http {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let mut fields = Fields::of(node, path, reader)?;
+        let http = Self {
+            port: fields.get("port"),
+            hosts: fields.get("hosts").unwrap_or_default(),
+            protocol: fields.get("protocol").unwrap_or_default(),
+        };
+        fields.finish();
+        Some(http)
+    }
+}
+
+impl Read for Resources {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let mut fields = Fields::of(node, path, reader)?;
+        let resources = Self {
+            cpu: fields.get("cpu"),
+            memory: fields.get("memory"),
+            pids: fields.get("pids").unwrap_or(Self::default().pids),
+        };
+        fields.finish();
+        Some(resources)
+    }
+}
+
+impl Read for Health {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let mut fields = Fields::of(node, path, reader)?;
+        let health = Self {
+            startup: fields.get("startup"),
+            readiness: fields.get("readiness"),
+            liveness: fields.get("liveness"),
+        };
+        fields.finish();
+        Some(health)
+    }
+}
+
+impl Read for Startup {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let before = reader.problems.len();
+        let mut fields = Fields::of(node, path, reader)?;
+        let text = StartupText {
+            http: fields.get("http"),
+            tcp: fields.get("tcp"),
+            exec: fields.get("exec"),
+            port: fields.get("port"),
+            period: fields.get("period"),
+            timeout: fields.get("timeout"),
+        };
+        fields.finish();
+        // A part that is wrong must not be reported once more as missing.
+        if reader.problems.len() > before {
+            return None;
+        }
+        reader.built(node, path, text.try_into())
+    }
+}
+
+impl Read for Probe {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let before = reader.problems.len();
+        let mut fields = Fields::of(node, path, reader)?;
+        let text = ProbeText {
+            http: fields.get("http"),
+            tcp: fields.get("tcp"),
+            exec: fields.get("exec"),
+            port: fields.get("port"),
+            period: fields.get("period"),
+            timeout: fields.get("timeout"),
+            failures: fields.get("failures"),
+        };
+        fields.finish();
+        if reader.problems.len() > before {
+            return None;
+        }
+        reader.built(node, path, text.try_into())
+    }
+}
+
+impl Read for Lifecycle {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let mut fields = Fields::of(node, path, reader)?;
+        let lifecycle = Self {
+            pre_stop: fields.get("pre_stop"),
+            grace: fields.get("grace").unwrap_or(Self::default().grace),
+        };
+        fields.finish();
+        Some(lifecycle)
+    }
+}
+
+impl Read for PreStop {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let before = reader.problems.len();
+        let mut fields = Fields::of(node, path, reader)?;
+        let parts = (fields.get("sleep"), fields.get("exec"));
+        fields.finish();
+        if reader.problems.len() > before {
+            return None;
+        }
+        let made = match parts {
+            (Some(sleep), None) => Ok(Self::Sleep(sleep)),
+            (None, Some(argv)) => Ok(Self::Exec(argv)),
+            (None, None) => Err("none"),
+            (Some(_), Some(_)) => Err("both"),
+        };
+        let conflict =
+            |found| BadValue::new(Code::ManifestConflict, "exactly one of sleep and exec", found);
+        reader.built(node, path, made.map_err(conflict))
+    }
+}
+
+impl Read for Volume {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let mut fields = Fields::of(node, path, reader)?;
+        let (name, mount) = (fields.must("name"), fields.must("mount"));
+        let shared = fields.get("shared").unwrap_or_default();
+        fields.finish();
+        Some(Self { name: name?, mount: mount?, shared })
+    }
+}
+
+impl Read for Rollout {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let defaults = Self::default();
+        let mut fields = Fields::of(node, path, reader)?;
+        let rollout = Self {
+            strategy: fields.get("strategy").unwrap_or_default(),
+            batches: fields.get("batches").unwrap_or(defaults.batches),
+            max_unavailable: fields.get("max_unavailable").unwrap_or(defaults.max_unavailable),
+            max_surge: fields.get("max_surge").unwrap_or(defaults.max_surge),
+            pause: fields.get("pause").unwrap_or(defaults.pause),
+            auto_rollback: fields.get("auto_rollback").unwrap_or(defaults.auto_rollback),
+            progress_deadline: fields
+                .get("progress_deadline")
+                .unwrap_or(defaults.progress_deadline),
+            keep_previous: fields.get("keep_previous").unwrap_or(defaults.keep_previous),
+        };
+        fields.finish();
+        Some(rollout)
+    }
+}
+
+impl Read for Park {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let defaults = Self::default();
+        let mut fields = Fields::of(node, path, reader)?;
+        let park = Self {
+            max_wait: fields.get("max_wait").unwrap_or(defaults.max_wait),
+            max_requests: fields.get("max_requests").unwrap_or(defaults.max_requests),
+        };
+        fields.finish();
+        Some(park)
+    }
+}
+
+impl Read for Manifest {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let mut fields = Fields::of(node, path, reader)?;
+        // Stand-ins for what must be there let reading and checking go on to the end.
+        let app = fields.must("app");
+        let namespace = fields.get("namespace").unwrap_or_default();
+        let source: Option<String> = fields.must("source");
+        let app = app.unwrap_or_else(|| AppName::new("app").expect("\"app\" is a DNS label"));
+        let defaults = Self::minimal(app, source.unwrap_or_else(|| "source".to_owned()));
+        let manifest = Self {
+            namespace,
+            command: fields.get("command").unwrap_or_default(),
+            args: fields.get("args").unwrap_or_default(),
+            env: fields.get("env").unwrap_or_default(),
+            secrets: fields.get("secrets").unwrap_or_default(),
+            files: fields.get("files").unwrap_or_default(),
+            http: fields.get("http"),
+            resources: fields.get("resources").unwrap_or_default(),
+            health: fields.get("health").unwrap_or_default(),
+            lifecycle: fields.get("lifecycle").unwrap_or_default(),
+            volumes: fields.get("volumes").unwrap_or_default(),
+            instances: fields.get("instances").unwrap_or(defaults.instances),
+            rollout: fields.get("rollout").unwrap_or_default(),
+            park: fields.get("park").unwrap_or_default(),
+            isolation: fields.get("isolation").unwrap_or_default(),
+            user: fields.get("user"),
+            working_dir: fields.get("working_dir"),
+            read_only_root: fields.get("read_only_root").unwrap_or_default(),
+            stop_signal: fields.get("stop_signal"),
+            restart: fields.get("restart").unwrap_or_default(),
+            ..defaults
+        };
+        for key in unbuilt::KEYS {
+            fields.unbuilt(key);
+        }
+        fields.finish();
+        Some(manifest)
+    }
+}
