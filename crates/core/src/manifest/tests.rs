@@ -1,2 +1,1 @@
-#[test]
-fn placeholder() {}
+//! Tests of the manifest as a whole.
