@@ -1,0 +1,137 @@
+//! Every test, in namespaces of their own, and then a look at what they left behind.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use anyhow::{Context, bail};
+
+use crate::leftovers::Snapshot;
+use crate::run::cargo;
+use crate::{harness, packages, tidy};
+
+/// What to test.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Options {
+    /// Leave out the end-to-end tests and the lints.
+    #[arg(long)]
+    quick: bool,
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+/// Prepares the machine, builds, and runs the tests.
+///
+/// # Errors
+/// When something fails or is left behind; what has been printed.
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the tests make containers: become root (sudo -E cargo xtask test)");
+    }
+    packages::install(packages::FOR_TESTS)?;
+    // A rule broken must not hide a test failed: remember it, and go on.
+    let tidied = match options.filter {
+        Some(_) => Ok(()),
+        None => tidy::run(&tidy::Options::fast(options.quick)),
+    };
+    // Inside there is no network: everything is built before. The benchmark programs are not
+    // tests, but they must go on compiling.
+    cargo(["test", "--workspace", "--no-run"]).run()?;
+
+    let mut arguments: Vec<OsString> = vec!["harness-test".into()];
+    if options.quick {
+        arguments.push("--quick".into());
+    }
+    arguments.extend(options.filter.as_ref().map(Into::into));
+    harness::enter(&arguments)?;
+    tidied
+}
+
+/// Inside the namespaces: runs the tests, looks for leftovers, prints the closing line.
+///
+/// # Errors
+/// When a test failed or something was left behind.
+pub(crate) fn inside(options: &Options) -> anyhow::Result<()> {
+    let before = Snapshot::take()?;
+    let mut tally = Tally::default();
+    let filter = options.filter.as_deref();
+    tally.run(&["--workspace", "--exclude", "stead"], filter)?;
+    if !options.quick {
+        // End to end: real containers, one platform at a time, so that timings mean something.
+        tally.run(&["--package", "stead", "--", "--test-threads=1"], filter)?;
+    }
+
+    let after = Snapshot::take()?;
+    let leftovers = after.leftovers_since(&before);
+    for leftover in &leftovers {
+        println!("left behind: {leftover}");
+    }
+    after.clean(&before);
+    if !leftovers.is_empty() {
+        tally.failed += 1;
+    }
+    println!("\n{} passed, {} failed", tally.passed, tally.failed);
+    if tally.failed > 0 {
+        // The closing line stays the last one.
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+/// Tests counted over several runs of cargo.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+}
+
+impl Tally {
+    fn run(&mut self, arguments: &[&str], filter: Option<&str>) -> anyhow::Result<()> {
+        // The filter stands in front of `--`, where cargo expects it.
+        let split = arguments.iter().position(|word| *word == "--").unwrap_or(arguments.len());
+        let (for_cargo, for_tests) = arguments.split_at(split);
+        let words = ["test", "--offline", "--no-fail-fast"].into_iter();
+        let words = words.chain(for_cargo.iter().copied()).chain(filter);
+        let mut command = cargo(words.chain(for_tests.iter().copied())).into_command();
+        let mut child = command.stdout(Stdio::piped()).spawn().context("cargo cannot start")?;
+        let output = child.stdout.take().context("cargo has no output")?;
+        let before = self.failed;
+        for line in BufReader::new(output).lines() {
+            let line = line.context("the output of cargo")?;
+            println!("{line}");
+            self.count(&line);
+        }
+        let status = child.wait().context("waiting for cargo")?;
+        if !status.success() && self.failed == before {
+            // A test program that crashed says no result.
+            self.failed += 1;
+        }
+        Ok(())
+    }
+
+    /// Counts `test result: ok. 3 passed; 1 failed; …`.
+    fn count(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else { return };
+        let words: Vec<_> = result.split([' ', ';']).collect();
+        let before = |word: &str| {
+            let at = words.iter().position(|found| *found == word)?;
+            words.get(at.checked_sub(1)?)?.parse::<u64>().ok()
+        };
+        self.passed += before("passed").unwrap_or(0);
+        self.failed += before("failed").unwrap_or(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_counted() {
+        let mut tally = Tally::default();
+        tally.count("running 5 tests");
+        tally.count("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured");
+        tally.count("test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured");
+        assert_eq!(tally, Tally { passed: 7, failed: 2 });
+    }
+}
