@@ -3,3 +3,4 @@
 pub mod images;
 pub mod load;
 pub mod registry;
+pub mod sim;
