@@ -1,0 +1,10 @@
+//! End to end: the real binary with real Containers, registries and requests.
+//!
+//! Needs root, docker-registry, nginx, redis-server and python3 from Debian's packages;
+//! `cargo xtask test` installs them.
+
+mod crash;
+mod deploy;
+mod platform;
+mod refuse;
+mod soak;

@@ -1,0 +1,264 @@
+//! A platform of its own for each test: the real binary, real Containers, a real registry.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use stead_testkit::images::Catalogue;
+use stead_testkit::registry::Registry;
+
+/// How long anything may take that should take a moment. Machines are shared and slow.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// One platform at a time in this program: two cores do not serve two soaks.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The registry that all tests of this program share.
+struct Images {
+    registry: Registry,
+    catalogue: Catalogue,
+    pushed: Vec<String>,
+}
+
+fn images() -> MutexGuard<'static, Images> {
+    static IMAGES: OnceLock<Mutex<Images>> = OnceLock::new();
+    let start = || {
+        let registry = Registry::start().expect("docker-registry starts");
+        Mutex::new(Images { registry, catalogue: Catalogue::new(), pushed: Vec::new() })
+    };
+    IMAGES.get_or_init(start).lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A reference to an image of the catalogue, pushed when it is first asked for.
+pub fn image(name: &str, tag: &str) -> String {
+    let mut images = images();
+    let reference = images.registry.reference(name, tag);
+    if !images.pushed.contains(&reference) {
+        let image = images.catalogue.image(name, tag).expect("the catalogue makes it");
+        images.registry.push(name, tag, &image).expect("the registry takes it");
+        images.pushed.push(reference.clone());
+    }
+    reference
+}
+
+/// Spoils a blob in the registry's store.
+pub fn corrupt(digest: &str) {
+    images().registry.corrupt(digest).expect("the blob is there");
+}
+
+/// A running platform. Dropped: everything of it is removed, and that is checked.
+pub struct Platform {
+    pub dir: tempfile::TempDir,
+    pub http: SocketAddr,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// What a command of the CLI did.
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    /// The JSON document it printed.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("not JSON ({error}): {}", self.stdout))
+    }
+
+    /// Fails the test unless it ended with this code.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self
+    }
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+fn free_port() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("it is bound")
+}
+
+impl Platform {
+    /// Starts one with an empty state.
+    pub fn start() -> Self {
+        let turn = turn();
+        let dir = tempfile::Builder::new().prefix("stead-e2e-").tempdir().expect("a folder");
+        let platform = Self { dir, http: free_port(), _turn: turn };
+        platform.up();
+        platform
+    }
+
+    /// `stead up`, for a first start or after something was killed.
+    pub fn up(&self) {
+        self.stead(&self.up_args()).expect(0);
+    }
+
+    pub fn up_args(&self) -> Vec<String> {
+        let path = |name: &str| self.dir.path().join(name).display().to_string();
+        ["up", "--detach", "--data-dir", &path("data"), "--run-dir", &path("run"), "--listen"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(["none".to_owned(), "--http".to_owned(), self.http.to_string()])
+            .collect()
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// Runs the CLI against this platform.
+    pub fn stead<S: AsRef<str>>(&self, args: &[S]) -> Ran {
+        self.command(args).output().expect("the binary runs").into()
+    }
+
+    pub fn command<S: AsRef<str>>(&self, args: &[S]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
+        command
+            .args(args.iter().map(AsRef::as_ref))
+            .env("STEAD_SERVER", format!("unix:{}", self.run_dir().join("stead.sock").display()))
+            .env("STEAD_RUN_DIR", self.run_dir())
+            .env("NO_COLOR", "1")
+            .stdin(std::process::Stdio::null());
+        command
+    }
+
+    /// Runs the CLI and reads the JSON it prints.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let args: Vec<&str> = ["-o", "json"].iter().chain(args).copied().collect();
+        self.stead(&args).expect(0).json()
+    }
+
+    /// One GET through the gateway: status, version header, body.
+    pub fn get(&self, app: &str, path: &str) -> std::io::Result<(u16, String, String)> {
+        get(self.http, &format!("{app}.default.localhost"), path)
+    }
+
+    /// The version that answers now.
+    #[track_caller]
+    pub fn version(&self, app: &str) -> String {
+        let (status, version, body) = self.get(app, "/").expect("the gateway answers");
+        assert_eq!(status, 200, "{body}");
+        version
+    }
+
+    /// The address of an Instance.
+    #[track_caller]
+    pub fn ip(&self, app: &str, instance: usize) -> String {
+        let instances = self.json(&["ps", app]);
+        instances[instance]["ip"].as_str().expect("it has an address").to_owned()
+    }
+
+    /// The process that has this role, found by the run folder in its arguments.
+    pub fn pid(&self, role: &str) -> Option<i32> {
+        let run = self.run_dir().display().to_string();
+        std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let args: Vec<_> = line.split(|byte| *byte == 0).collect();
+            let is_ours = args.iter().any(|arg| *arg == run.as_bytes());
+            (is_ours && args.get(1) == Some(&role.as_bytes())).then_some(pid)
+        })
+    }
+
+    /// Ends one of our processes at once, as a crash would.
+    #[track_caller]
+    pub fn kill(&self, role: &str) -> i32 {
+        let pid = self.pid(role).unwrap_or_else(|| panic!("no {role} runs"));
+        let pid = rustix::process::Pid::from_raw(pid).expect("a pid is not zero");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
+        pid.as_raw_nonzero().get()
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        let down = self.stead(&["down", "--all"]);
+        let left = left_behind(self.dir.path());
+        if std::thread::panicking() {
+            show_logs(&self.dir.path().join("data/log"));
+            return;
+        }
+        assert_eq!(down.code, 0, "down: {}{}", down.stdout, down.stderr);
+        assert!(left.is_empty(), "left behind: {left:#?}");
+    }
+}
+
+/// The end of each log, for whoever reads a failed test.
+fn show_logs(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let from = lines.len().saturating_sub(60);
+        eprintln!("--- {}\n{}", entry.path().display(), lines[from..].join("\n"));
+    }
+}
+
+/// Processes and mounts that still name the platform's folder.
+fn left_behind(dir: &Path) -> Vec<String> {
+    let dir = dir.display().to_string();
+    let mut left: Vec<String> = std::fs::read_to_string("/proc/self/mountinfo")
+        .unwrap_or_default()
+        .lines()
+        .filter(|line| line.contains(&dir))
+        .map(|line| format!("mount {line}"))
+        .collect();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(&dir) {
+            left.push(format!("process {} {line}", entry.file_name().display()));
+        }
+    }
+    left
+}
+
+/// One GET on a connection of its own.
+pub fn get(addr: SocketAddr, host: &str, path: &str) -> std::io::Result<(u16, String, String)> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect_timeout(&addr, SOON)?;
+    stream.set_read_timeout(Some(SOON))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    let version = head
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .find(|(name, _)| name.eq_ignore_ascii_case("x-version"))
+        .map_or(String::new(), |(_, value)| value.to_owned());
+    Ok((status, version, body.to_owned()))
+}
+
+/// Waits for something to become true.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + SOON;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {SOON:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
