@@ -17,18 +17,21 @@ use super::signal::StopSignal;
 use super::suggest;
 use super::text::{AbsPath, EnvName, HostName, Port, UserSpec, VolumeName};
 use crate::error::Code;
-use crate::name::{AppKey, AppName, NamespaceName};
+use crate::name::{AppKey, AppName, MAX_NAME, NamespaceName};
+
+/// What names look like, for the schema; [`crate::name`] is what decides.
+const NAME: &str = r"^[a-z]([a-z0-9\-]*[a-z0-9])?$";
 
 /// What stead shall run, and how.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// The App's name: a DNS label of at most 40 characters. Unique in its Namespace.
-    #[schemars(regex(pattern = r"^[a-z]([a-z0-9\-]*[a-z0-9])?$"), length(max = 40))]
+    #[schemars(with = "String", regex(pattern = NAME), length(max = MAX_NAME))]
     pub app: AppName,
     /// The Namespace that holds the App.
     #[serde(default)]
-    #[schemars(regex(pattern = r"^[a-z]([a-z0-9\-]*[a-z0-9])?$"), length(max = 40))]
+    #[schemars(with = "String", regex(pattern = NAME), length(max = MAX_NAME))]
     pub namespace: NamespaceName,
     /// What to run: an image reference, or the path of an OCI archive or layout.
     #[schemars(length(min = 1))]

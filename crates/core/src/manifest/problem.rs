@@ -99,6 +99,7 @@ impl Problem {
     pub fn message(&self) -> String {
         let Self { path, expected, found, .. } = self;
         match self.code {
+            Code::ManifestSyntax => format!("YAML syntax: {found}"),
             Code::ManifestUnknownKey => format!("unknown key {found}"),
             Code::ManifestNotBuilt => format!("{path}: {found} is not built yet"),
             _ if path.is_empty() => format!("expected {expected}, found {found}"),

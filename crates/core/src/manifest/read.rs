@@ -39,7 +39,7 @@ pub fn parse(text: &str, origin: &str) -> Result<Manifest, Problems> {
         let manifest = Manifest::read(&root, &FieldPath::default(), &mut reader);
         list.append(&mut reader.problems);
         let manifest = manifest?;
-        for (path, bad) in check::all(&manifest) {
+        for (path, bad) in check::all(&manifest).into_iter().take(MOST) {
             // A field that could not be read was reported already; its default is no news.
             let problem = Problem::new(bad, &path, Some(root.locate(&path)));
             if !list.iter().any(|other| other.path == problem.path) {
@@ -88,7 +88,7 @@ impl Reader {
         }
     }
 
-    fn from_text<T: FromStr<Err = BadValue>>(
+    fn parsed<T: FromStr<Err = BadValue>>(
         &mut self,
         node: &Node,
         path: &FieldPath,
@@ -127,7 +127,7 @@ impl<'n, 'r> Fields<'n, 'r> {
     fn node(&mut self, key: &'static str) -> Option<&'n Node> {
         self.known.push(key);
         let place = self.entries.iter().position(|(k, _)| k.text == key)?;
-        let (_, node) = self.entries.swap_remove(place);
+        let (_, node) = self.entries.remove(place);
         Some(node).filter(|node| !matches!(node.value, Value::Null))
     }
 
@@ -158,7 +158,7 @@ impl<'n, 'r> Fields<'n, 'r> {
 
     /// Reports the keys that nobody asked for.
     fn finish(self) {
-        for (key, node) in self.entries {
+        for (key, node) in self.entries.into_iter().take(MOST) {
             if matches!(node.value, Value::Refused) {
                 continue;
             }
@@ -181,7 +181,7 @@ macro_rules! read_from_text {
     ($($type:ty: $expected:expr;)+) => {$(
         impl Read for $type {
             fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-                reader.from_text(node, path, $expected)
+                reader.parsed(node, path, $expected)
             }
         }
     )+};

@@ -1,6 +1,8 @@
 //! The JSON Schema of a manifest, for editors and for other people's checks.
 
+use schemars::Schema;
 use schemars::generate::SchemaSettings;
+use schemars::transform::transform_subschemas;
 use serde_json::{Value, json};
 
 use super::fields::Manifest;
@@ -10,9 +12,18 @@ use super::fields::Manifest;
 pub fn schema() -> Value {
     let generator = SchemaSettings::draft2020_12().into_generator();
     let mut schema = generator.into_root_schema_for::<Manifest>();
+    unwrap_lines(&mut schema);
     schema.insert("title".to_owned(), json!("stead manifest"));
     schema.insert("examples".to_owned(), examples());
     schema.to_value()
+}
+
+/// Descriptions come from comments, whose lines end where the margin is.
+fn unwrap_lines(schema: &mut Schema) {
+    if let Some(Value::String(text)) = schema.get_mut("description") {
+        *text = text.replace('\n', " ");
+    }
+    transform_subschemas(&mut unwrap_lines, schema);
 }
 
 fn examples() -> Value {
@@ -41,4 +52,66 @@ fn examples() -> Value {
             "stop_signal": "SIGQUIT"
         }
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::parse;
+
+    /// The schema's copy in the documentation.
+    const COPY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/manifest.schema.json");
+
+    #[test]
+    fn the_copy_in_docs_is_current() {
+        let current = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::File::create(COPY)
+                .and_then(|mut file| std::io::Write::write_all(&mut file, current.as_bytes()))
+                .unwrap();
+        }
+        let copy = std::fs::read_to_string(COPY).unwrap();
+        assert!(copy == current, "run UPDATE=1 cargo test -p stead-core schema");
+    }
+
+    /// Whether the schema accepts an instance, by an independent implementation.
+    fn accepts(instance: &Value) -> bool {
+        let mut schemas = boon::Schemas::new();
+        let mut compiler = boon::Compiler::new();
+        compiler.add_resource("manifest.json", schema()).unwrap();
+        let root = compiler.compile("manifest.json", &mut schemas).unwrap();
+        schemas.validate(instance, root).is_ok()
+    }
+
+    #[test]
+    fn examples_are_accepted_by_the_schema_and_by_the_reader() {
+        for example in examples().as_array().unwrap() {
+            assert!(accepts(example), "{example}");
+            let manifest = parse(&example.to_string(), "example").unwrap();
+            let stored = serde_json::to_value(&manifest).unwrap();
+            assert!(accepts(&stored), "what is stored is a manifest too: {stored}");
+        }
+    }
+
+    #[test]
+    fn the_schema_refuses_what_the_reader_refuses() {
+        for (key, value) in [
+            ("replicas", json!(3)),
+            ("instances", json!(1001)),
+            ("app", json!("Web")),
+            ("http", json!({ "port": 0 })),
+            ("http", json!({ "hosts": ["http://a.com"] })),
+            ("resources", json!({ "memory": "256mb" })),
+            ("lifecycle", json!({ "grace": 30 })),
+            ("lifecycle", json!({ "pre_stop": { "sleep": "1s", "exec": ["a"] } })),
+            ("rollout", json!({ "strategy": "inplace" })),
+            ("volumes", json!([{ "name": "data" }])),
+            ("health", json!({ "liveness": { "http": "healthz" } })),
+        ] {
+            let mut instance = json!({ "app": "web", "source": "web:1" });
+            instance[key] = value;
+            assert!(!accepts(&instance), "schema: {instance}");
+            assert!(parse(&instance.to_string(), "t").is_err(), "reader: {instance}");
+        }
+    }
 }

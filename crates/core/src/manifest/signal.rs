@@ -51,7 +51,7 @@ const REAL_TIME: (u8, u8) = (34, 64);
 #[serde(try_from = "String", into = "String")]
 #[derive(utoipa::ToSchema, schemars::JsonSchema)]
 #[schema(value_type = String, example = "SIGQUIT")]
-#[schemars(with = "String")]
+#[schemars(with = "String", inline)]
 pub struct StopSignal(u8);
 
 impl StopSignal {

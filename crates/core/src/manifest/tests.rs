@@ -1,1 +1,405 @@
-//! Tests of the manifest as a whole.
+//! Tests of the manifest as a whole: texts in, typed manifests or problems out.
+
+use proptest::prelude::*;
+use proptest::strategy::Strategy as Generate;
+use serde_json::Value;
+
+use super::{Strategy, *};
+use crate::error::Code;
+use crate::name::AppName;
+
+/// The problems of a text as `CODE PATH LINE:COLUMN`.
+fn problems(text: &str) -> Vec<String> {
+    let Err(problems) = parse(text, "app.yaml") else { return Vec::new() };
+    let place = |at: Position| format!("{}:{}", at.line, at.column);
+    let show = |p: Problem| format!("{} {} {}", p.code, p.path, place(p.at.unwrap()));
+    problems.list.into_iter().map(show).collect()
+}
+
+/// The problems of a manifest that is complete but for `rest`, which begins on line 3.
+fn with(rest: &str) -> Vec<String> {
+    problems(&format!("app: web\nsource: web:1\n{rest}"))
+}
+
+#[test]
+fn a_full_manifest_is_read() {
+    let text = r#"
+app: web
+namespace: shop
+source: registry.example/web:1.4
+command: [/bin/web]
+args: [--port, 8080]
+env: {LOG_LEVEL: info, WORKERS: 4, VERSION: 1.10, DEBUG: true, EMPTY: ""}
+files:
+  /etc/web/config.toml: ./config.toml
+  /etc/web/motd: {content: "hello\n"}
+http: {port: 8080, hosts: [Web.Example.com], protocol: h2c}
+ports: []
+resources: {cpu: 500m, memory: 256Mi, pids: 512}
+health:
+  startup:   {http: /healthz, timeout: 90s}
+  readiness: {http: /healthz, port: 9090, period: 2s}
+  liveness:  {exec: [/bin/check, -q], failures: 5}
+lifecycle: {pre_stop: {sleep: 250ms}, grace: 10s}
+volumes: [{name: data, mount: /data, shared: true}]
+sidecars: []
+init: []
+instances: 2
+rollout: {strategy: recreate, batches: 1, max_unavailable: 25%, pause: 0s, auto_rollback: false}
+park: {max_wait: 5s}
+isolation: process
+user: 1000:1000
+working_dir: /srv
+read_only_root: true
+stop_signal: QUIT
+restart: on-failure
+"#;
+    let manifest = parse(text, "app.yaml").unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(manifest.key().to_string(), "shop/web");
+    assert_eq!(manifest.args, ["--port", "8080"]);
+    let env = |name: &str| manifest.env[&name.parse::<EnvName>().unwrap()].as_str();
+    let values = [env("WORKERS"), env("VERSION"), env("DEBUG"), env("EMPTY")];
+    assert_eq!(values, ["4", "1.10", "true", ""], "values stay as they are written");
+    let file = |path: &str| &manifest.files[&path.parse::<AbsPath>().unwrap()];
+    assert_eq!(*file("/etc/web/config.toml"), FileSource::Path("./config.toml".to_owned()));
+    assert_eq!(*file("/etc/web/motd"), FileSource::Content { content: "hello\n".to_owned() });
+    let http = manifest.http.as_ref().unwrap();
+    assert_eq!((http.hosts[0].as_str(), http.protocol), ("web.example.com", Protocol::H2c));
+    assert_eq!(manifest.resources.memory.unwrap().bytes(), 256 << 20);
+    assert_eq!(manifest.health.startup_timeout(), Span::from_secs(90));
+    let liveness = manifest.health.liveness.as_ref().unwrap();
+    assert_eq!((liveness.failures, liveness.period), (5, Span::from_secs(5)));
+    let argv = vec!["/bin/check".to_owned(), "-q".to_owned()];
+    assert_eq!(liveness.check, Check::Exec { argv });
+    assert_eq!(manifest.lifecycle.pre_stop, Some(PreStop::Sleep(Span::from_millis(250))));
+    assert_eq!(manifest.rollout.max_unavailable, Amount::Percent(25));
+    assert_eq!((manifest.park.max_wait.millis(), manifest.park.max_requests), (5_000, 1000));
+    assert_eq!(manifest.stop_signal.unwrap().number(), 3);
+    assert_eq!(manifest.restart, RestartPolicy::OnFailure);
+}
+
+#[test]
+fn defaults_are_those_of_the_minimal_manifest() {
+    let minimal = Manifest::minimal(AppName::new("web").unwrap(), "web:1");
+    assert_eq!(parse("app: web\nsource: web:1\nenv:\n", "t").unwrap(), minimal);
+    assert_eq!(minimal.rollout.strategy, Strategy::InPlace);
+    assert_eq!((minimal.park.max_wait.millis(), minimal.park.max_requests), (30_000, 1000));
+    let stored: Manifest = serde_json::from_str(r#"{"app":"web","source":"web:1"}"#).unwrap();
+    assert_eq!(stored, minimal, "serde and the reader agree on defaults");
+}
+
+#[test]
+fn json_is_accepted_as_yaml() {
+    let text = "{\n\t\"app\": \"web\",\n\t\"source\": \"web:1\",\n\t\"http\": {\"port\": 8080}\n}";
+    assert_eq!(parse(text, "body").unwrap().http_port(&[]), Some(8080));
+}
+
+#[test]
+fn three_mistakes_are_three_problems_with_lines() {
+    let text = "app: web\nsource: web:1\nreplicas: 3\nhealth:\n  readiness:\n    http: /\n    period: 5 apples\nrollout: {strategy: inplace}\n";
+    let shown = parse(text, "app.yaml").unwrap_err().to_string();
+    let expected = r#"app.yaml:3:1: error STEAD-M004: unknown key "replicas"
+  help: did you mean "instances"?
+app.yaml:7:13: error STEAD-M007: health.readiness.period: expected a duration such as 250ms, 5s or 1m30s, at most a year, found "5 apples"
+app.yaml:8:21: error STEAD-M013: rollout.strategy: expected handover, in-place or recreate, found "inplace"
+  help: did you mean "in-place"?
+app.yaml: 3 problems; docs/errors/ has a page for each code"#;
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn mistakes_of_every_kind_are_found_together() {
+    let text = "app: Web\nrollout: {strategy: handover}\ninstances: many\nbanana: 1\n";
+    assert_eq!(
+        problems(text),
+        [
+            "STEAD-M005 source 1:1",
+            "STEAD-M008 app 1:6",
+            "STEAD-M015 rollout.strategy 2:21",
+            "STEAD-M003 instances 3:12",
+            "STEAD-M004 banana 4:1",
+        ]
+    );
+}
+
+#[test]
+fn each_mistake_has_its_code_and_place() {
+    for (rest, problem) in [
+        ("env: [A]", "STEAD-M003 env 3:6"),
+        ("env: {A: {}}", "STEAD-M003 env.A 3:10"),
+        ("env: {A: }", "STEAD-M003 env.A 3:8"),
+        ("env: {1A: x}", "STEAD-M012 env.1A 3:7"),
+        ("env: {A: \"a\\0b\"}", "STEAD-M012 env.A 3:10"),
+        ("command: nginx", "STEAD-M003 command 3:10"),
+        ("command: [\"\"]", "STEAD-M019 command[0] 3:11"),
+        ("instances: 1001", "STEAD-M010 instances 3:12"),
+        ("instances: \"2\"", "STEAD-M003 instances 3:12"),
+        ("instances: -1", "STEAD-M003 instances 3:12"),
+        ("instances: 99999999999", "STEAD-M010 instances 3:12"),
+        ("http: 8080", "STEAD-M003 http 3:7"),
+        ("http: {port: 0}", "STEAD-M010 http.port 3:14"),
+        ("http: {port: web}", "STEAD-M010 http.port 3:14"),
+        ("http: {hosts: [a.com, A.com]}", "STEAD-M006 http.hosts[1] 3:23"),
+        ("http: {hosts: ['http://a.com']}", "STEAD-M009 http.hosts[0] 3:16"),
+        ("http: {hosts: [x.default.localhost]}", "STEAD-M009 http.hosts[0] 3:16"),
+        ("resources: {cpu: lots}", "STEAD-M007 resources.cpu 3:18"),
+        ("resources: {cpu: 1m}", "STEAD-M010 resources.cpu 3:18"),
+        ("resources: {memory: 1Mi}", "STEAD-M010 resources.memory 3:21"),
+        ("resources: {pids: 1}", "STEAD-M010 resources.pids 3:19"),
+        ("health: {liveness: {}}", "STEAD-M014 health.liveness 3:20"),
+        ("health: {liveness: {http: /, tcp: 80}}", "STEAD-M014 health.liveness 3:20"),
+        ("health: {liveness: {exec: []}}", "STEAD-M019 health.liveness 3:20"),
+        ("health: {liveness: {tcp: 80, port: 80}}", "STEAD-M014 health.liveness 3:20"),
+        ("health: {liveness: {tcp: 80, period: 0s}}", "STEAD-M010 health.liveness.period 3:38"),
+        ("health: {startup: {tcp: 80, failures: 3}}", "STEAD-M004 health.startup.failures 3:29"),
+        ("lifecycle: {pre_stop: {}}", "STEAD-M014 lifecycle.pre_stop 3:23"),
+        ("lifecycle: {pre_stop: {exec: []}}", "STEAD-M019 lifecycle.pre_stop.exec 3:30"),
+        ("lifecycle: {grace: 30}", "STEAD-M007 lifecycle.grace 3:20"),
+        ("volumes: [{name: d}]", "STEAD-M005 volumes[0].mount 3:11"),
+        ("volumes: [{name: d, mount: data}]", "STEAD-M011 volumes[0].mount 3:28"),
+        ("volumes: [{name: d, mount: /a/../b}]", "STEAD-M011 volumes[0].mount 3:28"),
+        ("volumes: [{name: d, mount: /proc/x}]", "STEAD-M011 volumes[0].mount 3:28"),
+        ("volumes: [{name: D, mount: /a}]", "STEAD-M008 volumes[0].name 3:18"),
+        (
+            "volumes: [{name: d, mount: /a}, {name: d, mount: /b}]",
+            "STEAD-M006 volumes[1].name 3:40",
+        ),
+        ("files: {etc: ./x}", "STEAD-M011 files.etc 3:9"),
+        ("files: {/dev/x: ./x}", "STEAD-M011 files.\"/dev/x\" 3:17"),
+        ("files: {/x: {}}", "STEAD-M005 files.\"/x\".content 3:13"),
+        ("rollout: {auto_rollback: yes}", "STEAD-M003 rollout.auto_rollback 3:26"),
+        ("rollout: {max_unavailable: 101%}", "STEAD-M007 rollout.max_unavailable 3:28"),
+        ("user: a b", "STEAD-M019 user 3:7"),
+        ("stop_signal: SIGSTOP", "STEAD-M019 stop_signal 3:14"),
+        ("restart: no", "STEAD-M013 restart 3:10"),
+        ("env: {A: 1, A: 2}", "STEAD-M006 env.A 3:13"),
+        ("app: other", "STEAD-M006 app 3:1"),
+        ("env: {A: &a 1, B: *a}", "STEAD-M002 env.B 3:19"),
+        ("<<: *a", "STEAD-M002  3:5"),
+        ("user: !!str 1", "STEAD-M002 user 3:7"),
+        ("? [a]\n: b", "STEAD-M002  3:3"),
+        ("---\napp: two\n", "STEAD-M002  3:1"),
+        ("env:\n\tA: 1", "STEAD-M018  4:1"),
+        ("env:\n  A: 1\n \tB: 2", "STEAD-M018  5:2"),
+        ("http: {hosts: [*.example.com]}", "STEAD-M002  3:16"),
+        ("env: {A: 1", "STEAD-M001  3:1"),
+        ("command: a: b", "STEAD-M001  3:11"),
+    ] {
+        assert_eq!(with(rest), [problem], "{rest}");
+    }
+}
+
+#[test]
+fn what_is_not_built_is_refused_and_what_asks_for_nothing_is_not() {
+    for (rest, path) in [
+        ("secrets: [DB_PASSWORD]", "secrets"),
+        ("ports: [{port: 5432}]", "ports"),
+        ("sidecars: [{name: log}]", "sidecars"),
+        ("init: [{name: migrate}]", "init"),
+        ("scale: {min: 1, max: 3}", "scale"),
+        ("isolation: gvisor", "isolation"),
+        ("isolation: vm", "isolation"),
+        ("rollout: {strategy: handover}", "rollout.strategy"),
+        ("rollout: {batches: 2}", "rollout.batches"),
+        ("rollout: {max_surge: 1}", "rollout.max_surge"),
+        ("rollout: {pause: 1s}", "rollout.pause"),
+        ("rollout: {keep_previous: 60s}", "rollout.keep_previous"),
+    ] {
+        let found = with(rest);
+        assert_eq!(found.len(), 1, "{rest}: {found:?}");
+        assert!(found[0].starts_with(&format!("STEAD-M015 {path} 3:")), "{rest}: {found:?}");
+    }
+    for rest in [
+        "secrets: []",
+        "ports: []",
+        "sidecars:",
+        "init: []",
+        "scale:",
+        "rollout: {batches: 1, max_surge: 0%, pause: 0s, keep_previous: 0ms}",
+    ] {
+        assert_eq!(with(rest), [""; 0], "{rest}");
+    }
+}
+
+#[test]
+fn an_empty_or_foreign_text_is_one_problem() {
+    for text in ["", "# nothing\n", "---\n", "null", "hello", "[1, 2]"] {
+        assert_eq!(problems(text).len(), 1, "{text:?}");
+    }
+}
+
+#[test]
+fn bombs_are_refused_quickly() {
+    let deep = "[".repeat(100_000);
+    let long = format!("app: web\nsource: web:1\nenv: {{A: \"{}\"}}", "x".repeat(5 << 20));
+    let laughs = "a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n";
+    let many: String = (0..50_000).map(|n| format!("key{n}: 1\n")).collect();
+    assert!(problems(&deep)[0].starts_with("STEAD-M017"));
+    assert!(problems(&long)[0].starts_with("STEAD-M017"));
+    assert!(problems(laughs).iter().any(|p| p.starts_with("STEAD-M002")));
+    assert_eq!(problems(&many).len(), 100);
+}
+
+#[test]
+fn quoted_text_cannot_play_tricks_on_a_terminal() {
+    let text = "app: web\nsource: web:1\n\"\\e[31m\": 1\nuser: \"\\e[2J\"\n";
+    let shown = parse(text, "t").unwrap_err().to_string();
+    assert!(!shown.contains('\u{1b}'), "{shown}");
+}
+
+#[test]
+fn the_api_takes_only_files_with_content() {
+    let text = "app: web\nsource: web:1\nfiles: {/a: ./a, /b: {content: b}}";
+    let found = parse(text, "t").unwrap().problems();
+    let found: Vec<_> = found.iter().map(|p| (p.code, p.path.as_str(), p.at)).collect();
+    assert_eq!(found, [(Code::ManifestFileMissing, "files.\"/a\"", None)]);
+}
+
+#[test]
+fn json_is_strict_and_checked_like_text() {
+    for bad in [
+        r#"{"app":"web","source":"a","replicas":1}"#,
+        r#"{"app":"Web","source":"a"}"#,
+        r#"{"app":"web","source":"a","http":{"port":0}}"#,
+        r#"{"app":"web","source":"a","http":{"hots":[]}}"#,
+        r#"{"app":"web","source":"a","health":{"liveness":{"http":"/","tcp":1}}}"#,
+        r#"{"app":"web","source":"a","files":{"/x":{"content":"","mode":1}}}"#,
+        r#"{"app":"web","source":"a","lifecycle":{"grace":30}}"#,
+    ] {
+        assert!(serde_json::from_str::<Manifest>(bad).is_err(), "{bad}");
+    }
+    let late = r#"{"app":"web","source":"","instances":2000,"isolation":"vm"}"#;
+    let late: Manifest = serde_json::from_str(late).unwrap();
+    let codes: Vec<_> = late.problems().into_iter().map(|p| p.code).collect();
+    assert_eq!(codes, [Code::ManifestText, Code::ManifestRange, Code::ManifestNotBuilt]);
+}
+
+/// A manifest in the JSON form that a person could have written.
+fn any_manifest() -> impl Generate<Value = Value> {
+    let span = (0_u64..100_000_000).prop_map(|ms| Span::from_millis(ms).to_string());
+    let period = (10_u64..100_000).prop_map(|ms| Span::from_millis(ms).to_string());
+    let check = prop_oneof![
+        (1_u16..).prop_map(|port| serde_json::json!({ "tcp": port })),
+        "/[a-z]{0,8}".prop_map(|path| serde_json::json!({ "http": path, "port": 81 })),
+        prop::collection::vec("[a-z]{1,5}", 1..3)
+            .prop_map(|argv| serde_json::json!({ "exec": argv })),
+    ];
+    let probe = (check, period, 1_u32..10).prop_map(|(mut check, period, failures)| {
+        check["period"] = period.into();
+        check["failures"] = failures.into();
+        check
+    });
+    let env = prop::collection::btree_map("[A-Z_][A-Z0-9_]{0,6}", any::<String>(), 0..4)
+        .prop_map(|env| env.into_iter().map(|(k, v)| (k, v.replace('\0', ""))).collect::<Vec<_>>());
+    let rest = (any::<bool>(), 0_u32..=1000, 0_u8..=100, 8_u32..1000, 4_u64 << 20..1 << 40);
+    (env, probe, span, "[a-z][a-z0-9]{0,10}", any::<String>(), rest).prop_map(
+        |(env, probe, span, name, content, (flag, count, share, pids, memory))| {
+            serde_json::json!({
+                "app": name,
+                "source": "web:1",
+                "env": env.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+                "files": { format!("/etc/{name}"): { "content": content } },
+                "http": { "port": 8080, "hosts": [format!("{name}.example.com")] },
+                "resources": { "memory": Memory::from_bytes(memory).to_string(), "pids": pids },
+                "health": { "readiness": probe },
+                "lifecycle": { "grace": span },
+                "instances": count,
+                "rollout": { "max_unavailable": format!("{share}%"), "auto_rollback": flag },
+            })
+        },
+    )
+}
+
+/// Texts that look like manifests until something goes wrong.
+fn nearly_yaml() -> impl Generate<Value = String> {
+    let piece = prop::sample::select(vec![
+        "app",
+        "web",
+        ": ",
+        ":",
+        "\n",
+        "\n  ",
+        "\n    ",
+        "\t",
+        "- ",
+        "[",
+        "]",
+        "{",
+        "}",
+        ", ",
+        "\"",
+        "'",
+        "&a ",
+        "*a",
+        "!!str ",
+        "!x",
+        "|\n",
+        ">-\n",
+        "#",
+        "---\n",
+        "...\n",
+        "? ",
+        "<<: ",
+        "%",
+        "source",
+        "env",
+        "health",
+        "http",
+        "instances",
+        "8080",
+        "5s",
+        "null",
+        "~",
+        "\u{feff}",
+        "é",
+        "\r\n",
+        "\r",
+        "\u{85}",
+        "\0",
+        "@",
+        "`",
+        "\\",
+        "1e9",
+        "true",
+    ]);
+    prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+}
+
+fn holds_for(text: &str) -> Result<(), TestCaseError> {
+    if let Err(problems) = parse(text, "t") {
+        prop_assert!(!problems.list.is_empty());
+        let lines = text.lines().count().max(1);
+        for problem in &problems.list {
+            let at = problem.at.unwrap();
+            prop_assert!(at.line >= 1 && at.line as usize <= lines, "{problem:?} in {text:?}");
+            prop_assert!(at.column >= 1);
+            prop_assert!(!problem.expected.is_empty() && !problem.found.is_empty());
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_text_gives_a_manifest_or_problems_inside_it(text in any::<String>()) {
+        holds_for(&text)?;
+    }
+
+    #[test]
+    fn any_nearly_yaml_gives_a_manifest_or_problems_inside_it(text in nearly_yaml()) {
+        holds_for(&text)?;
+        holds_for(&format!("app: web\nsource: web:1\n{text}"))?;
+    }
+
+    #[test]
+    fn a_manifest_reads_what_it_writes(json in any_manifest()) {
+        let manifest = parse(&json.to_string(), "t").map_err(|p| TestCaseError::fail(p.to_string()))?;
+        prop_assert!(manifest.problems().is_empty());
+        let written = serde_json::to_string(&manifest).unwrap();
+        prop_assert_eq!(&serde_json::from_str::<Manifest>(&written).unwrap(), &manifest);
+        prop_assert_eq!(&parse(&written, "t").unwrap(), &manifest);
+        prop_assert!(diff(&manifest, &manifest).is_empty());
+    }
+}

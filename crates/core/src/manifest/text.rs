@@ -2,9 +2,11 @@
 //!
 //! A value of one of these types has been checked; nobody needs to check it again.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -16,11 +18,10 @@ macro_rules! checked_text {
     ($(#[$doc:meta])* $type:ident, $read:ident, $pattern:literal, $example:literal) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[derive(ToSchema, schemars::JsonSchema)]
+        #[derive(ToSchema)]
         #[serde(try_from = "String", into = "String")]
-        #[schema(value_type = String, example = $example)]
-        #[schemars(inline)]
-        pub struct $type(#[schemars(regex(pattern = $pattern), example = &$example)] String);
+        #[schema(value_type = String, pattern = $pattern, example = $example)]
+        pub struct $type(String);
 
         impl $type {
             /// The text itself.
@@ -46,6 +47,20 @@ macro_rules! checked_text {
         impl From<$type> for String {
             fn from(value: $type) -> String {
                 value.0
+            }
+        }
+
+        impl JsonSchema for $type {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "pattern": $pattern, "examples": [$example] })
             }
         }
 

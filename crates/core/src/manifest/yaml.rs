@@ -15,6 +15,8 @@ use crate::error::Code;
 const LONGEST: usize = 4 << 20;
 /// Deepest nesting accepted; a manifest needs a quarter of it.
 const DEEPEST: usize = 24;
+/// What is expected and found where a text goes deeper.
+const TOO_DEEP: (&str, &str) = ("at most 24 levels of nesting", "more");
 
 /// A value and where it begins.
 #[derive(Debug)]
@@ -81,7 +83,8 @@ impl Node {
 /// say why. Problems may come with a tree as well.
 pub(super) fn load(text: &str) -> (Option<Node>, Vec<Problem>) {
     let lines = u32::try_from(text.lines().count()).unwrap_or(u32::MAX).max(1);
-    let mut loader = Loader { parser: Parser::new_from_str(text), lines, problems: Vec::new() };
+    let parser = Parser::new_from_str(text);
+    let mut loader = Loader { text, parser, lines, problems: Vec::new() };
     if text.len() > LONGEST {
         let found = format!("{} bytes", text.len());
         let bad = BadValue::new(Code::ManifestTooBig, "at most 4 MiB of text", found);
@@ -94,10 +97,26 @@ pub(super) fn load(text: &str) -> (Option<Node>, Vec<Problem>) {
     }
 }
 
+fn alias() -> BadValue {
+    BadValue::new(Code::ManifestYaml, "the value itself", "an alias (*…)")
+        .hint("write the value out; put a text that begins with '*' into quotes")
+}
+
+fn syntax_hint(info: &str) -> &'static str {
+    if info.contains("unexpected character") {
+        "put a text that begins with this character into quotes"
+    } else if info.contains("mapping values are not allowed") {
+        "check the indentation, and put a text that contains ': ' into quotes"
+    } else {
+        "the cause may be on a line before: check indentation, quotes and brackets"
+    }
+}
+
 /// Reading cannot go on; the problem has been noted.
 struct Stop;
 
 struct Loader<'a> {
+    text: &'a str,
     parser: Parser<'a, StrInput<'a>>,
     lines: u32,
     problems: Vec<Problem>,
@@ -126,18 +145,34 @@ impl<'a> Loader<'a> {
 
     fn syntax(&mut self, error: &ScanError) -> Stop {
         let at = self.position(*error.marker());
-        let info = error.info();
-        let bad = if info.contains("tab") {
-            BadValue::new(Code::ManifestTab, "spaces as indentation", "a tab")
-                .hint("indent by two spaces for each level")
-        } else {
-            BadValue::new(Code::ManifestSyntax, "YAML", format!("a mistake in its syntax: {info}"))
-                .hint(
-                    "the mistake may be on the line before: check indentation, quotes and brackets",
-                )
+        let (at, bad) = match (error.info(), self.tab_near(at.line)) {
+            (info, _) if info.contains("recursion limit") => {
+                (at, BadValue::new(Code::ManifestTooBig, TOO_DEEP.0, TOO_DEEP.1))
+            }
+            (info, _) if info.contains("unknown anchor") => (at, alias()),
+            (_, Some(tab)) => {
+                let bad = BadValue::new(Code::ManifestTab, "spaces as indentation", "a tab");
+                (tab, bad.hint("indent by two spaces for each level"))
+            }
+            (info, None) => {
+                (at, BadValue::new(Code::ManifestSyntax, "YAML", info).hint(syntax_hint(info)))
+            }
         };
         self.refuse(at, &FieldPath::default(), bad);
         Stop
+    }
+
+    /// The tab that indents `line` or the line after it. Between brackets tabs are fine, so
+    /// JSON has none to complain about.
+    fn tab_near(&self, line: u32) -> Option<Position> {
+        if self.text.trim_start().starts_with(['{', '[']) {
+            return None;
+        }
+        (line..).zip(self.text.lines().skip(line as usize - 1)).take(2).find_map(|(line, text)| {
+            let indent = text.len() - text.trim_start_matches([' ', '\t']).len();
+            let tab = u32::try_from(text[..indent].find('\t')?).ok()?;
+            Some(Position { line, column: tab + 1 })
+        })
     }
 
     fn document(&mut self) -> Result<Node, Stop> {
@@ -178,7 +213,7 @@ impl<'a> Loader<'a> {
         depth: usize,
     ) -> Result<Node, Stop> {
         if depth > DEEPEST {
-            let bad = BadValue::new(Code::ManifestTooBig, "at most 24 levels", "more");
+            let bad = BadValue::new(Code::ManifestTooBig, TOO_DEEP.0, TOO_DEEP.1);
             self.refuse(at, path, bad);
             return Err(Stop);
         }
@@ -194,9 +229,7 @@ impl<'a> Loader<'a> {
             Event::SequenceStart(_, tag) => (self.list(path, depth)?, tag),
             Event::MappingStart(_, tag) => (self.map(path, depth)?, tag),
             Event::Alias(_) => {
-                let bad = BadValue::new(Code::ManifestYaml, "the value itself", "an alias (*…)")
-                    .hint("write the value out where it is needed");
-                self.refuse(at, path, bad);
+                self.refuse(at, path, alias());
                 (Value::Refused, None)
             }
             _ => (Value::Null, None),
