@@ -42,7 +42,8 @@ pub struct App {
     pub last_run: u32,
     /// The current Rollout, or the last one.
     pub rollout: Option<Rollout>,
-    /// Instances that were restarted by themselves, by the run they shall have.
+    /// Instances that were restarted by themselves, by the run they shall have once the
+    /// Rollout progresses. [`App::reruns_in_force`] says what holds now.
     pub reruns: BTreeMap<Ordinal, u32>,
 }
 
@@ -109,6 +110,20 @@ impl App {
         }
     }
 
+    /// Instances that run again apart from the others now, by their run.
+    pub fn reruns_in_force(&self) -> &BTreeMap<Ordinal, u32> {
+        match &self.rollout {
+            Some(rollout) => match rollout.phase {
+                Phase::Pulling
+                | Phase::Undoing { .. }
+                | Phase::Undone { .. }
+                | Phase::Superseded { .. } => &rollout.from_reruns,
+                Phase::Progressing { .. } | Phase::Done { .. } | Phase::Held { .. } => &self.reruns,
+            },
+            None => &self.reruns,
+        }
+    }
+
     /// The Rollout that is under way.
     pub fn active(&self) -> Option<&Rollout> {
         self.rollout.as_ref().filter(|rollout| !rollout.phase.is_final())
@@ -122,6 +137,7 @@ impl App {
             self.stable.map(|r| r.release),
             self.before,
             rollout.and_then(|r| r.from).map(|r| r.release),
+            self.active().and_then(|r| r.meanwhile).map(|r| r.release),
             rollout.filter(|r| !r.phase.is_final()).map(|r| r.to.release),
         ]
         .into_iter()
@@ -184,16 +200,22 @@ impl App {
     ) -> RolloutNo {
         self.generation = self.generation.next();
         self.last_run += 1;
-        let from = match self.rollout.take() {
-            Some(old) if !old.phase.is_final() => old.from,
-            _ => self.stable,
-        };
         let run = self.last_run;
+        let meanwhile = self.target();
+        let in_force = self.reruns_in_force().clone();
+        let (mut from, from_reruns) = match self.rollout.take() {
+            // What it was going to is not to go back to. A restart changes no Release, so
+            // what it did stays.
+            Some(old) if !old.phase.is_final() && old.only.is_none() => (old.from, old.from_reruns),
+            _ => (self.stable, in_force.clone()),
+        };
         let to = match only {
             // The others keep what they run; the one is asked to run again.
             Some(ordinal) => {
+                from = meanwhile;
+                self.reruns = in_force;
                 self.reruns.insert(ordinal, run);
-                from.unwrap_or(Revision { release, run })
+                meanwhile.unwrap_or(Revision { release, run })
             }
             None => {
                 self.reruns.clear();
@@ -201,8 +223,8 @@ impl App {
             }
         };
         let number = RolloutNo(self.last_run);
-        // A first Release has nothing to protect: its Sandboxes are made beside the pull.
-        let phase = if change.image_here || from.is_none() {
+        // Where nothing runs there is nothing to protect: Sandboxes are made beside the pull.
+        let phase = if change.image_here || from.is_none() || self.stopped {
             Phase::Progressing { done: 0, since: change.now }
         } else {
             Phase::Pulling
@@ -211,6 +233,8 @@ impl App {
             number,
             kind: change.kind,
             from,
+            from_reruns,
+            meanwhile,
             to,
             only,
             phase,
@@ -227,7 +251,8 @@ impl App {
     pub fn enter(&mut self, phase: Phase) {
         self.generation = self.generation.next();
         let Some(rollout) = &mut self.rollout else { return };
-        if let Phase::Done { .. } = phase {
+        // A restart of one Instance says nothing of the others.
+        if matches!(phase, Phase::Done { .. }) && rollout.only.is_none() {
             if let Some(from) = self.stable.filter(|from| from.release != rollout.to.release) {
                 self.before = Some(from.release);
             }
@@ -250,12 +275,10 @@ impl App {
             format!("rollout {} was aborted by {by}", rollout.number),
             "deploy again when the reason is gone",
         );
-        let phase = match (&rollout.phase, rollout.from) {
-            (Phase::Undoing { .. }, _) => return Ok(()),
-            (_, None) => Phase::Held { at: now, why },
-            (Phase::Pulling, Some(_)) => Phase::Undone { at: now, why },
-            _ => Phase::Undoing { why },
-        };
+        if matches!(rollout.phase, Phase::Undoing { .. }) {
+            return Ok(());
+        }
+        let phase = rollout.give_up(why, now);
         self.enter(phase);
         Ok(())
     }
@@ -272,10 +295,14 @@ impl App {
         self.stopped = true;
     }
 
-    /// Starts it again after [`App::stop`].
-    pub fn start(&mut self) {
+    /// Starts it again after [`App::stop`]. A Rollout that was under way goes on, and has its
+    /// whole time again.
+    pub fn start(&mut self, now: Time) {
         self.generation = self.generation.next();
         self.stopped = false;
+        if let Some(Rollout { phase: Phase::Progressing { done, since }, .. }) = &mut self.rollout {
+            (*done, *since) = (0, now);
+        }
     }
 
     /// Deletes it. Its record goes once nothing of it is left.

@@ -3,8 +3,7 @@
 use super::{Phase, Rollout};
 use crate::app::App;
 use crate::error::{Code, UserError};
-use crate::fleet::TrafficState;
-use crate::fleet::{ContainerState, Fleet, FleetSeen, Health, ImageSeen, InstanceSeen, Revision};
+use crate::fleet::{Fleet, FleetSeen, ImageSeen, InstanceSeen, Revision};
 use crate::ids::Ordinal;
 use crate::time::Time;
 
@@ -28,29 +27,37 @@ pub fn advance(app: &App, fleet: &Fleet, seen: &FleetSeen, now: Time) -> Advance
     let stay = |wake, why: String| Advance { phase: None, wake, why };
     let go = |phase: Phase, why: &str| Advance { phase: Some(phase), wake: None, why: why.into() };
     let Some(rollout) = &app.rollout else { return stay(None, "no rollout yet".into()) };
+    if app.deleted {
+        return stay(None, "the app is being deleted".into());
+    }
     let deadline = |since: Time| since + rollout.deadline;
     match &rollout.phase {
-        Phase::Pulling => match image(rollout, fleet, seen) {
-            Some(ImageSeen::Present) => {
-                go(Phase::Progressing { done: 0, since: now }, "the image is here")
+        Phase::Pulling => {
+            let image = image(rollout, fleet, seen);
+            if image == Some(&ImageSeen::Present) {
+                return go(Phase::Progressing { done: 0, since: now }, "the image is here");
             }
-            Some(ImageSeen::Failed { error, .. }) => {
-                go(fail_untouched(rollout, error.clone(), now), "the image cannot be fetched")
+            if let Some(why) = image.and_then(|image| pull_failure(rollout, image)) {
+                return go(rollout.give_up(why, now), "the image cannot be fetched");
             }
-            None if deadline(rollout.started) <= now => {
-                go(fail_untouched(rollout, timed_out(rollout), now), "the image took too long")
+            if deadline(rollout.started) <= now {
+                return go(rollout.give_up(timed_out(rollout), now), "the image took too long");
             }
-            None => stay(Some(deadline(rollout.started)), "the image is being fetched".into()),
-        },
+            stay(Some(deadline(rollout.started)), "the image is being fetched".into())
+        }
+        // Without Instances nothing can be learnt of the new Revision.
+        Phase::Progressing { .. } if app.stopped => stay(None, "the app is stopped".into()),
         Phase::Progressing { done, since } => {
             if seen.generation < fleet.generation {
-                return stay(Some(deadline(*since)), "the engine has not taken it up yet".into());
+                return stay(None, "the engine has not taken it up yet".into());
             }
-            if let Some(why) = trouble(fleet, seen) {
+            let scope = scope(rollout, fleet);
+            if let Some(why) = trouble(rollout, fleet, seen, &scope) {
                 return go(fail(rollout, why, now), "the new revision fails");
             }
-            let ready = count_done(fleet, seen);
-            if ready == fleet.instances && no_surplus(fleet, seen) {
+            let ready = count_done(fleet, seen, &scope);
+            let wanted = u32::try_from(scope.len()).unwrap_or(u32::MAX);
+            if ready == wanted && no_surplus(fleet, seen) {
                 return go(Phase::Done { at: now }, "every instance runs the new revision");
             }
             if ready > *done {
@@ -60,11 +67,12 @@ pub fn advance(app: &App, fleet: &Fleet, seen: &FleetSeen, now: Time) -> Advance
             if deadline(*since) <= now {
                 return go(fail(rollout, timed_out(rollout), now), "no progress in time");
             }
-            stay(Some(deadline(*since)), format!("{ready} of {} instances done", fleet.instances))
+            stay(Some(deadline(*since)), format!("{ready} of {wanted} instances done"))
         }
         Phase::Undoing { why } => {
+            let scope = scope(rollout, fleet);
             let settled = seen.generation >= fleet.generation
-                && count_done(fleet, seen) == fleet.instances
+                && count_done(fleet, seen, &scope) as usize == scope.len()
                 && no_surplus(fleet, seen);
             if settled {
                 let phase = Phase::Undone { at: now, why: why.clone() };
@@ -84,17 +92,28 @@ fn image<'a>(rollout: &Rollout, fleet: &Fleet, seen: &'a FleetSeen) -> Option<&'
     seen.images.get(&fleet.releases.get(&rollout.to.release)?.image)
 }
 
-/// A failure before anything was touched: what ran before goes on.
-fn fail_untouched(rollout: &Rollout, why: UserError, now: Time) -> Phase {
-    match rollout.from {
-        Some(_) => Phase::Undone { at: now, why },
-        None => Phase::Held { at: now, why },
+/// Instances that the Rollout changes.
+fn scope(rollout: &Rollout, fleet: &Fleet) -> Vec<Ordinal> {
+    let all = (0..fleet.instances).map(Ordinal);
+    all.filter(|ordinal| rollout.only.is_none_or(|only| only == *ordinal)).collect()
+}
+
+/// Why a pull that failed fails the Rollout too. A failure from before is not its own, and a
+/// registry that was away may be back at the next attempt.
+fn pull_failure(rollout: &Rollout, image: &ImageSeen) -> Option<UserError> {
+    match image {
+        ImageSeen::Failed { error, at, count } => {
+            let lasting = error.code != Code::RegistryUnavailable || *count >= START_ATTEMPTS;
+            (lasting && *at >= rollout.started).then(|| error.clone())
+        }
+        ImageSeen::Present => None,
     }
 }
 
+/// A restart of one Instance has nothing to go back to: it runs the same Release.
 fn fail(rollout: &Rollout, why: UserError, now: Time) -> Phase {
-    if rollout.auto_rollback && rollout.from.is_some() {
-        Phase::Undoing { why }
+    if rollout.auto_rollback && rollout.only.is_none() {
+        rollout.give_up(why, now)
     } else {
         Phase::Held { at: now, why }
     }
@@ -109,12 +128,18 @@ fn timed_out(rollout: &Rollout) -> UserError {
 }
 
 /// A failure of the new Revision that time will not heal.
-fn trouble(fleet: &Fleet, seen: &FleetSeen) -> Option<UserError> {
-    let image = fleet.target_spec().and_then(|spec| seen.images.get(&spec.image));
-    if let Some(ImageSeen::Failed { error, .. }) = image {
-        return Some(error.clone());
+fn trouble(
+    rollout: &Rollout,
+    fleet: &Fleet,
+    seen: &FleetSeen,
+    scope: &[Ordinal],
+) -> Option<UserError> {
+    let image = image(rollout, fleet, seen);
+    if let Some(why) = image.and_then(|image| pull_failure(rollout, image)) {
+        return Some(why);
     }
-    seen.instances.iter().find_map(|(ordinal, instance)| {
+    scope.iter().find_map(|ordinal| {
+        let instance = seen.instances.get(ordinal)?;
         let trouble = instance.trouble.as_ref()?;
         let ours = Some(trouble.revision) == fleet.wanted(*ordinal);
         let lasting = trouble.count >= START_ATTEMPTS
@@ -126,31 +151,19 @@ fn trouble(fleet: &Fleet, seen: &FleetSeen) -> Option<UserError> {
     })
 }
 
-/// Instances that run exactly what is wanted, and take traffic.
-fn count_done(fleet: &Fleet, seen: &FleetSeen) -> u32 {
-    let done = |n: &u32| {
-        let ordinal = Ordinal(*n);
-        match (seen.instances.get(&ordinal), fleet.wanted(ordinal)) {
-            (Some(instance), Some(revision)) => is_done(instance, revision),
-            _ => false,
-        }
+/// Instances in `scope` that run exactly what is wanted, and take traffic.
+fn count_done(fleet: &Fleet, seen: &FleetSeen, scope: &[Ordinal]) -> u32 {
+    let done = |ordinal: &&Ordinal| match (seen.instances.get(ordinal), fleet.wanted(**ordinal)) {
+        (Some(instance), Some(revision)) => is_done(instance, revision),
+        _ => false,
     };
-    u32::try_from((0..fleet.instances).filter(done).count()).unwrap_or(u32::MAX)
+    u32::try_from(scope.iter().filter(done).count()).unwrap_or(u32::MAX)
 }
 
 fn is_done(instance: &InstanceSeen, revision: Revision) -> bool {
-    let running = instance.containers.iter().filter(|c| c.alive());
-    let mut good = 0;
-    for container in running {
-        let serves =
-            matches!(container.state, ContainerState::Running { health: Health::Ready, .. })
-                && container.traffic == TrafficState::Attached;
-        if container.revision != revision || !serves {
-            return false;
-        }
-        good += 1;
-    }
-    good == 1
+    let mut alive = instance.containers.iter().filter(|c| c.alive());
+    let serves = alive.next().is_some_and(|c| c.revision == revision && c.serves());
+    serves && alive.next().is_none()
 }
 
 fn no_surplus(fleet: &Fleet, seen: &FleetSeen) -> bool {

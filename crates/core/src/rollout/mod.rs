@@ -6,6 +6,8 @@
 mod advance;
 mod wanted;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -110,6 +112,12 @@ pub struct Rollout {
     pub kind: RolloutKind,
     /// Where it goes back to when it fails. `None` for the first.
     pub from: Option<Revision>,
+    /// Instances that had been restarted by themselves before it, by their run. Going back
+    /// brings these back too, so that an Instance it never touched is left alone.
+    pub from_reruns: BTreeMap<Ordinal, u32>,
+    /// What Instances run while its images are fetched: `from`, or what a Rollout that it
+    /// superseded had come to. So each Instance changes once, not back and forth.
+    pub meanwhile: Option<Revision>,
     /// Where it goes.
     pub to: Revision,
     /// The one Instance a restart is for; `None` for all.
@@ -133,9 +141,20 @@ impl Rollout {
     /// The Revision that Instances shall run in this phase.
     pub fn target(&self) -> Option<Revision> {
         match self.phase {
-            Phase::Pulling | Phase::Undoing { .. } | Phase::Undone { .. } => self.from,
+            Phase::Pulling => self.meanwhile,
             Phase::Progressing { .. } | Phase::Done { .. } | Phase::Held { .. } => Some(self.to),
-            Phase::Superseded { .. } => self.from,
+            Phase::Undoing { .. } | Phase::Undone { .. } | Phase::Superseded { .. } => self.from,
+        }
+    }
+
+    /// The phase that follows when it is given up: back to where it came from, if there is
+    /// such a place.
+    pub(crate) fn give_up(&self, why: UserError, now: Time) -> Phase {
+        match (&self.phase, self.from) {
+            (_, None) => Phase::Held { at: now, why },
+            // Nothing was touched.
+            (Phase::Pulling, from) if self.meanwhile == from => Phase::Undone { at: now, why },
+            _ => Phase::Undoing { why },
         }
     }
 

@@ -43,7 +43,7 @@ pub fn wanted(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Wanted 
         // Before the first image is here there is nothing to hold.
         instances: if target.is_some() { size } else { 0 },
         target,
-        reruns: app.reruns.clone(),
+        reruns: app.reruns_in_force().clone(),
         releases: releases
             .iter()
             .filter(|(number, _)| needed.contains(number))
