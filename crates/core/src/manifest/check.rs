@@ -73,7 +73,7 @@ impl Broken {
         most: T,
     ) {
         if value < least || value > most {
-            let expected = format!("{least} to {most}");
+            let expected = format!("a value from {least} to {most}");
             let bad = BadValue::new(Code::ManifestRange, expected, value.to_string());
             self.add(FieldPath::of(path), bad);
         }

@@ -101,6 +101,7 @@ impl Problem {
         match self.code {
             Code::ManifestSyntax => format!("YAML syntax: {found}"),
             Code::ManifestUnknownKey => format!("unknown key {found}"),
+            Code::ManifestMissingKey => format!("missing key {path}"),
             Code::ManifestNotBuilt => format!("{path}: {found} is not built yet"),
             _ if path.is_empty() => format!("expected {expected}, found {found}"),
             _ => format!("{path}: expected {expected}, found {found}"),

@@ -142,7 +142,7 @@ impl<'n, 'r> Fields<'n, 'r> {
         if let Some(node) = self.node(key) {
             return T::read(node, &self.path.key(key), self.reader);
         }
-        let bad = BadValue::new(Code::ManifestMissingKey, format!("the key {key:?}"), "none");
+        let bad = BadValue::new(Code::ManifestMissingKey, format!("the key {key:?}"), "nothing");
         self.reader.refuse(self.at, &self.path.key(key), bad);
         None
     }

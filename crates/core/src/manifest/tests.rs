@@ -274,6 +274,49 @@ fn json_is_strict_and_checked_like_text() {
     assert_eq!(codes, [Code::ManifestText, Code::ManifestRange, Code::ManifestNotBuilt]);
 }
 
+#[test]
+fn the_api_description_has_every_type_it_refers_to() {
+    let mut types = Vec::new();
+    <Manifest as utoipa::ToSchema>::schemas(&mut types);
+    types.push(("Manifest".to_owned(), <Manifest as utoipa::PartialSchema>::schema()));
+    let text = serde_json::to_string(&types.iter().map(|(_, t)| t).collect::<Vec<_>>()).unwrap();
+    let prefix = "\"#/components/schemas/";
+    let refers: Vec<&str> =
+        text.split(prefix).skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+    assert!(refers.contains(&"Startup") && refers.contains(&"Span"), "{refers:?}");
+    for name in refers {
+        assert!(types.iter().any(|(known, _)| known == name), "{name} is not described");
+    }
+}
+
+/// Each page on a manifest's mistake shows what stead really says.
+#[test]
+fn error_pages_show_what_stead_says() {
+    const PAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors");
+    let mut examples = 0;
+    for code in Code::ALL.iter().filter(|code| code.as_str().starts_with("STEAD-M")) {
+        let path = format!("{PAGES}/{code}.md");
+        let page = std::fs::read_to_string(&path).unwrap();
+        let Some((before, rest)) = page.split_once("```yaml\n") else { continue };
+        let (example, rest) = rest.split_once("```\n").unwrap();
+        let (between, rest) = rest.split_once("```text\n").unwrap();
+        let (_, after) = rest.split_once("```\n").unwrap();
+        let problems = parse(example, "app.yaml").unwrap_err();
+        assert!(problems.list.iter().any(|problem| problem.code == *code), "{path}");
+        let current =
+            format!("{before}```yaml\n{example}```\n{between}```text\n{problems}\n```\n{after}");
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::File::create(&path)
+                .and_then(|mut file| std::io::Write::write_all(&mut file, current.as_bytes()))
+                .unwrap();
+        }
+        let page = std::fs::read_to_string(&path).unwrap();
+        assert!(page == current, "run UPDATE=1 cargo test -p stead-core error_pages: {path}");
+        examples += 1;
+    }
+    assert!(examples >= 15, "only {examples} pages have an example");
+}
+
 /// A manifest in the JSON form that a person could have written.
 fn any_manifest() -> impl Generate<Value = Value> {
     let span = (0_u64..100_000_000).prop_map(|ms| Span::from_millis(ms).to_string());

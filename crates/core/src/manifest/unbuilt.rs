@@ -1,5 +1,5 @@
 //! What a manifest may ask for one day but not yet. Whoever builds one of these deletes its
-//! line here; nothing else stands in the way.
+//! line here, and its mention in `docs/errors/STEAD-M015.md`; nothing else stands in the way.
 
 use super::fields::{Isolation, Manifest, Strategy};
 use super::problem::{BadValue, FieldPath};
