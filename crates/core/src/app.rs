@@ -32,6 +32,9 @@ pub struct App {
     pub stopped: bool,
     /// A person deleted it; the record goes once nothing of it is left.
     pub deleted: bool,
+    /// Its volumes are to go with it.
+    #[serde(default)]
+    pub delete_volumes: bool,
     /// What ran when the last Rollout ended well.
     pub stable: Option<Revision>,
     /// The Release before the stable one: what `rollback` without a number means.
@@ -93,6 +96,7 @@ impl App {
             instances,
             stopped: false,
             deleted: false,
+            delete_volumes: false,
             stable: None,
             before: None,
             last_release: ReleaseNo(0),
