@@ -1,1 +1,3 @@
 //! stead's embedded engine for one Linux machine.
+
+pub mod image;
