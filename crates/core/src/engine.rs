@@ -66,8 +66,8 @@ pub struct ImageInfo {
     pub size: u64,
     /// Of these, bytes in layers that other images use too.
     pub shared: u64,
-    /// When it came.
-    pub created: Time,
+    /// When it was last fetched, imported or asked for.
+    pub last_used: Time,
 }
 
 /// One line of output of a Container.

@@ -16,10 +16,11 @@ use stead_core::time::{Micros, Time};
 
 use super::Shared;
 use super::labels::{ContainerLabels, SandboxLabels};
+use super::pulls::PullWatch;
 use super::spec;
 use super::worker::Worker;
 use crate::clock::now;
-use crate::image::Image;
+use crate::image::{Image, ImageError};
 use crate::sandbox::{ExecSpec, Sandbox, SandboxError};
 
 /// Carries out one step and reports its outcome.
@@ -77,9 +78,9 @@ pub(super) async fn pull(
     reference: &str,
     digest: &Digest,
 ) -> Result<Arc<Image>, UserError> {
-    let parsed = reference.parse().map_err(|error| super::image_error(&error))?;
-    let progress = spec::PullWatch::new(shared, digest);
-    shared.images.pull(&parsed, digest, &progress).await.map_err(|error| error.user())
+    let parsed = reference.parse().map_err(ImageError::from).map_err(UserError::from)?;
+    let progress = PullWatch::new(&shared.pulls, digest);
+    shared.images.pull(&parsed, digest, &progress).await.map_err(UserError::from)
 }
 
 async fn pull_for(worker: &Worker, spec: &ReleaseSpec) {

@@ -9,6 +9,7 @@ mod act;
 mod exec;
 mod labels;
 mod model;
+mod pulls;
 mod recover;
 mod spec;
 mod worker;
@@ -31,7 +32,7 @@ use stead_core::ids::{Digest, Ordinal};
 use stead_core::name::AppKey;
 use tokio::sync::broadcast;
 
-use crate::image::{ImageStore, Reference, StoreOptions};
+use crate::image::{ImageError, ImageStore, Reference, StoreOptions};
 use crate::logs;
 use crate::sandbox::{Host, HostConfig};
 use worker::Worker;
@@ -58,7 +59,7 @@ struct Shared {
     traffic: Arc<dyn Traffic>,
     events: Arc<dyn Events>,
     hints: broadcast::Sender<AppKey>,
-    pulls: Mutex<BTreeMap<Digest, PullProgress>>,
+    pulls: pulls::Pulls,
     /// Sandboxes set up at the same time: more only wait for each other in the kernel.
     setups: tokio::sync::Semaphore,
 }
@@ -77,7 +78,7 @@ impl NodeEngine {
         events: Arc<dyn Events>,
     ) -> Result<Self, UserError> {
         let images = ImageStore::open(&config.data_dir.join("images"), config.images)
-            .map_err(|error| error.user())?;
+            .map_err(UserError::from)?;
         std::fs::create_dir_all(config.run_dir.join("ready")).map_err(|error| {
             UserError::new(
                 Code::MachineUnfit,
@@ -95,7 +96,7 @@ impl NodeEngine {
             traffic,
             events,
             hints: broadcast::channel(1024).0,
-            pulls: Mutex::default(),
+            pulls: pulls::Pulls::default(),
             setups: tokio::sync::Semaphore::new(cores * 2),
         });
         let engine = Self { shared, workers: Arc::default() };
@@ -190,8 +191,8 @@ impl Engine for NodeEngine {
     }
 
     async fn resolve(&self, reference: &str) -> Result<Digest, EngineError> {
-        let reference: Reference = reference.parse().map_err(|e| image_error(&e))?;
-        self.shared.images.resolve(&reference).await.map_err(|error| error.user().into())
+        let reference = parse(reference)?;
+        self.shared.images.resolve(&reference).await.map_err(|e| UserError::from(e).into())
     }
 
     async fn warm(&self, reference: &str, digest: &Digest) -> Result<(), EngineError> {
@@ -199,12 +200,9 @@ impl Engine for NodeEngine {
     }
 
     async fn import(&self, path: PathBuf, name: Option<String>) -> Result<ImageInfo, EngineError> {
-        let name = match name {
-            Some(name) => Some(name.parse::<Reference>().map_err(|e| image_error(&e))?),
-            None => None,
-        };
-        let image =
-            self.shared.images.import(&path, name.as_ref()).await.map_err(|e| e.user())?;
+        let name = name.as_deref().map(parse).transpose()?;
+        let imported = self.shared.images.import(&path, name.as_ref(), &()).await;
+        let image = imported.map_err(UserError::from)?;
         let all = self.images().await?;
         all.into_iter().find(|info| info.digest == image.digest).ok_or_else(|| {
             let message = format!("image {} vanished right after its import", image.digest);
@@ -213,8 +211,7 @@ impl Engine for NodeEngine {
     }
 
     fn pulling(&self, digest: &Digest) -> Option<PullProgress> {
-        let pulls = self.shared.pulls.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        pulls.get(digest).cloned()
+        self.shared.pulls.progress(digest)
     }
 
     async fn images(&self) -> Result<Vec<ImageInfo>, EngineError> {
@@ -226,7 +223,7 @@ impl Engine for NodeEngine {
         for worker in self.lock().values() {
             in_use.extend(worker.images_in_use());
         }
-        let pruned = self.shared.images.prune(&in_use).map_err(|error| error.user())?;
+        let pruned = self.shared.images.prune(&in_use).map_err(UserError::from)?;
         for worker in self.lock().values() {
             worker.look_for_images();
         }
@@ -262,10 +259,6 @@ impl Engine for NodeEngine {
     }
 }
 
-fn image_error(error: &impl std::fmt::Display) -> UserError {
-    UserError::new(
-        Code::BadReference,
-        error.to_string(),
-        "write it as [HOST[:PORT]/]NAME[:TAG][@sha256:…]",
-    )
+fn parse(reference: &str) -> Result<Reference, UserError> {
+    reference.parse().map_err(ImageError::from).map_err(UserError::from)
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use stead_core::engine::{ImageInfo, PullProgress};
+use stead_core::engine::ImageInfo;
 use stead_core::error::{Code, UserError};
 use stead_core::fleet::{Exit, ReleaseSpec, Revision};
-use stead_core::ids::{ContainerId, Digest, Ordinal};
+use stead_core::ids::{ContainerId, Ordinal};
 use stead_core::manifest::{FileSource, StopSignal};
 use stead_core::name::AppKey;
 use stead_core::time::Time;
@@ -119,7 +119,7 @@ fn disk_code(error: &std::io::Error) -> Code {
 fn user(release: &ReleaseSpec, image: &Image) -> Result<image::User, UserError> {
     let named = release.settings.user.as_ref().map(|user| user.as_str());
     image::resolve_user(&image.layers, named.unwrap_or(&image.config.user))
-        .map_err(|error| error.user())
+        .map_err(UserError::from)
 }
 
 /// TCP ports that the image exposes.
@@ -249,33 +249,6 @@ pub(super) fn image_info(summary: ImageSummary) -> ImageInfo {
         names: summary.names,
         size: summary.size,
         shared: summary.shared,
-        created: summary.created,
-    }
-}
-
-/// Shows how far a pull is, for as long as it lives.
-pub(super) struct PullWatch<'a> {
-    shared: &'a Shared,
-    digest: Digest,
-}
-
-impl<'a> PullWatch<'a> {
-    pub(super) fn new(shared: &'a Shared, digest: &Digest) -> Self {
-        let watch = Self { shared, digest: digest.clone() };
-        watch.update(|_| {});
-        watch
-    }
-
-    fn update(&self, change: impl FnOnce(&mut PullProgress)) {
-        let pulls = self.shared.pulls.lock();
-        let mut pulls = pulls.unwrap_or_else(std::sync::PoisonError::into_inner);
-        change(pulls.entry(self.digest.clone()).or_default());
-    }
-}
-
-impl Drop for PullWatch<'_> {
-    fn drop(&mut self) {
-        let pulls = self.shared.pulls.lock();
-        pulls.unwrap_or_else(std::sync::PoisonError::into_inner).remove(&self.digest);
+        last_used: summary.last_used,
     }
 }
