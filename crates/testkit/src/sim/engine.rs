@@ -368,5 +368,5 @@ impl Engine for SimEngine {
 const IMAGE_SIZE: u64 = 10 << 20;
 
 fn info(digest: Digest, created: Time) -> ImageInfo {
-    ImageInfo { digest, names: Vec::new(), size: IMAGE_SIZE, shared: 0, created }
+    ImageInfo { digest, names: Vec::new(), size: IMAGE_SIZE, shared: 0, last_used: created }
 }
