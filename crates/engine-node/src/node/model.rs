@@ -63,6 +63,8 @@ impl Model {
     pub(super) fn begin(&mut self, step: &Step, now: Time) {
         match step {
             Step::Detach { container, .. } => self.traffic(container, TrafficState::Draining),
+            // Should the target change meanwhile, no other Container is started beside it.
+            Step::Start { container, .. } => self.running(container, now),
             Step::Stop { container, .. } => {
                 self.unwatch(container);
                 if let Some(known) = self.container_mut(container) {
