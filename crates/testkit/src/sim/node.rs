@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use stead_core::engine::{Backend, EngineError};
 use stead_core::error::{Code, UserError};
 use stead_core::event::{Event, Fact, PhaseName};
@@ -75,7 +76,7 @@ pub struct Pace {
 }
 
 /// Something that happens to a running Container from outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fault {
     /// It ends with exit code 9.
     Crash,
@@ -125,6 +126,8 @@ struct Flight {
 #[derive(Debug)]
 struct Process {
     script: Script,
+    /// Whether its program was started.
+    started: bool,
     /// When it answers. Survives the engine, unlike what the engine knows of it.
     ready_at: Option<Time>,
     /// Set before it is attached, cleared after it was detached: kept on disk, so that a
@@ -354,10 +357,12 @@ impl Node {
     /// Something happens to the running Container of an Instance. False: there is none.
     pub fn fault(&mut self, app: &AppKey, ordinal: Ordinal, fault: Fault, now: Time) -> bool {
         self.advance(now);
-        let running = self.apps.get(app).and_then(|held| held.seen.instances.get(&ordinal));
-        let Some((id, health)) = running.and_then(|instance| {
+        let Some((id, health)) = self.apps.get(app).and_then(|held| {
+            let instance = held.seen.instances.get(&ordinal)?;
             instance.containers.iter().find_map(|c| match c.state {
-                ContainerState::Running { health, .. } => Some((c.id.clone(), health)),
+                ContainerState::Running { health, .. } if held.processes.get(&c.id)?.started => {
+                    Some((c.id.clone(), health))
+                }
                 _ => None,
             })
         }) else {
@@ -377,9 +382,9 @@ impl Node {
         true
     }
 
-    /// Whether a Container's process runs, answers, and was not told to stop.
-    pub fn answers(&self, app: &AppKey, id: &ContainerId) -> bool {
-        self.container(app, id).is_some_and(|c| matches!(c.state, ContainerState::Running { .. }))
+    /// Where a Container is in its life; `None` when nothing is left of it.
+    pub fn state(&self, app: &AppKey, id: &ContainerId) -> Option<ContainerState> {
+        self.container(app, id).map(|container| container.state.clone())
     }
 
     /// The engine plans for every App that changed, and tells the world.
@@ -456,7 +461,15 @@ impl Node {
                 }
                 self.stop(app, &container, grace);
             }
-            _ => {
+            step => {
+                if let Step::Start { container, .. } = &step {
+                    // It may run from now on: the next plan must not start another one, nor
+                    // take it for one that never ran.
+                    self.set_state(app, container, ContainerState::Running {
+                        since: now,
+                        health: Health::Starting,
+                    });
+                }
                 let after = self.chance.length(self.pace.shortest, self.pace.longest);
                 self.schedule(now + after, Due::Done { app: app.clone(), flight: id });
             }
@@ -577,7 +590,8 @@ impl Node {
         let Some(held) = self.apps.get_mut(app) else { return };
         let Some(instance) = held.seen.instances.get_mut(&ordinal) else { return };
         let script = script(&reference);
-        let process = Process { script, ready_at: None, may_get_requests: false };
+        let process =
+            Process { script, started: false, ready_at: None, may_get_requests: false };
         held.processes.insert(id.clone(), process);
         instance.containers.push(ContainerSeen {
             id,
@@ -593,19 +607,17 @@ impl Node {
         else {
             return;
         };
-        let Some(container) = self.container_mut(app, id) else { return };
-        if container.state != ContainerState::Prepared {
-            return;
-        }
-        let revision = container.revision;
+        let Some(revision) = self.container(app, id).map(|c| c.revision) else { return };
         if !script.starts {
             let exit = Exit { at: now, code: 127, oom_killed: false, intended: false };
-            container.state = ContainerState::Exited(exit);
+            self.set_state(app, id, ContainerState::Exited(exit));
             let error = super::trouble::cannot_start();
             self.trouble(app, ordinal, Some(revision), error, None);
             return;
         }
-        container.state = ContainerState::Running { since: now, health: Health::Starting };
+        self.process(app, id, |process| process.started = true);
+        let state = ContainerState::Running { since: now, health: Health::Starting };
+        self.set_state(app, id, state);
         if let Some(after) = script.ready_after {
             self.process(app, id, |process| process.ready_at = Some(now + after));
             let due = Due::Ready { app: app.clone(), container: id.clone() };
@@ -733,6 +745,9 @@ impl Node {
                 container.traffic =
                     if known { TrafficState::Attached } else { TrafficState::Detached };
                 match &mut container.state {
+                    state @ ContainerState::Running { .. } if !process.started => {
+                        *state = ContainerState::Prepared;
+                    }
                     ContainerState::Running { health, .. } if known => *health = Health::Ready,
                     ContainerState::Running { since, health } => {
                         *health = Health::Starting;
@@ -838,6 +853,12 @@ impl Node {
     fn ordinal_of(&self, app: &AppKey, id: &ContainerId) -> Option<Ordinal> {
         let mut instances = self.apps.get(app)?.seen.instances.iter();
         instances.find(|(_, i)| i.containers.iter().any(|c| c.id == *id)).map(|(o, _)| *o)
+    }
+
+    fn set_state(&mut self, app: &AppKey, id: &ContainerId, state: ContainerState) {
+        if let Some(container) = self.container_mut(app, id) {
+            container.state = state;
+        }
     }
 
     fn set_traffic(&mut self, app: &AppKey, id: &ContainerId, state: TrafficState) {

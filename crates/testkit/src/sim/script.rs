@@ -49,6 +49,17 @@ pub struct Ending {
     pub oom_killed: bool,
 }
 
+impl Script {
+    /// Whether it becomes ready and stays so.
+    pub fn works(&self) -> bool {
+        self.resolves
+            && self.pull_fails.is_none()
+            && self.starts
+            && self.ready_after.is_some()
+            && self.ends.is_none()
+    }
+}
+
 const WELL_BEHAVED: Script = Script {
     ready_after: Some(Micros::from_millis(1)),
     ends: None,
