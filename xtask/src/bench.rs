@@ -1,7 +1,11 @@
 //! Builds the benchmarks in release mode, installs what they compare with, and runs them.
 
-use crate::packages;
-use crate::run::{cargo, program, target};
+use std::ffi::OsString;
+
+use anyhow::Context;
+
+use crate::run::{cargo, target};
+use crate::{harness, leftovers, packages};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -14,6 +18,9 @@ pub(crate) struct Options {
     /// Rounds of each benchmark; each round measures every contestant once.
     #[arg(long)]
     rounds: Option<usize>,
+    /// Only contestants whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
 }
 
 /// Measures.
@@ -24,12 +31,19 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     packages::install(packages::FOR_TESTS)?;
     packages::install(packages::FOR_BENCH)?;
     cargo(["build", "--release", "--package", "stead", "--package", "stead-bench"]).run()?;
-    let mut arguments: Vec<String> = options.name.clone().into_iter().collect();
+    let mut command_line: Vec<OsString> = vec![target().join("release/stead-bench").into()];
+    command_line.extend(options.name.as_ref().map(Into::into));
     if options.json {
-        arguments.push("--json".to_owned());
+        command_line.push("--json".into());
     }
     if let Some(rounds) = options.rounds {
-        arguments.extend(["--rounds".to_owned(), rounds.to_string()]);
+        command_line.extend(["--rounds".into(), rounds.to_string().into()]);
     }
-    program(target().join("release/stead-bench"), arguments).run()
+    if let Some(only) = &options.only {
+        command_line.extend(["--only".into(), only.into()]);
+    }
+    let before = leftovers::cgroups();
+    let measured = harness::enter(&command_line).context("the benchmarks");
+    leftovers::remove_cgroups(leftovers::cgroups().difference(&before));
+    measured
 }

@@ -1,6 +1,6 @@
-//! Namespaces of their own for the tests: process ids, mounts and network.
+//! Namespaces of their own for tests and benchmarks: process ids, mounts and network.
 //!
-//! Whatever a test leaves behind is visible inside exactly, disturbs nobody outside, and is gone
+//! Whatever they leave behind is visible inside exactly, disturbs nobody outside, and is gone
 //! when the namespaces are. Only cgroups are shared with the machine; [`crate::leftovers`] looks
 //! at those by name.
 
@@ -12,6 +12,9 @@ use rustix::process::{Pid, WaitOptions, wait};
 
 use crate::run::program;
 
+/// Says to programs that they are inside, for those that would do harm outside.
+const INSIDE: &str = "STEAD_XTASK_INSIDE";
+
 /// What to run inside.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InitOptions {
@@ -20,19 +23,19 @@ pub(crate) struct InitOptions {
     command: Vec<OsString>,
 }
 
-/// Runs this very program with these arguments in new namespaces. When it ends, everything
-/// started inside ends with it.
+/// Runs a program in new namespaces. When it ends, everything started inside ends with it.
 ///
 /// # Errors
 /// When the namespaces cannot be made or the program fails.
-pub(crate) fn enter(arguments: &[OsString]) -> anyhow::Result<()> {
+pub(crate) fn enter(command_line: &[OsString]) -> anyhow::Result<()> {
     let myself = std::env::current_exe().context("the path of xtask itself")?;
     let unshare = ["--mount", "--pid", "--net", "--fork", "--kill-child", "--mount-proc"];
     let mut command = program("unshare", unshare).into_command();
-    command.arg(&myself).args(["harness-init", "--"]).arg(&myself).args(arguments);
-    let status = command.status().context("unshare (util-linux) cannot be started")?;
+    command.arg(&myself).args(["harness-init", "--"]).args(command_line);
+    let status =
+        command.env(INSIDE, "1").status().context("unshare (util-linux) cannot be started")?;
     if !status.success() {
-        bail!("the tests failed");
+        bail!("it ended with {status}");
     }
     Ok(())
 }
@@ -43,10 +46,10 @@ pub(crate) fn enter(arguments: &[OsString]) -> anyhow::Result<()> {
 /// When the command cannot be started or fails.
 pub(crate) fn init(options: &InitOptions) -> anyhow::Result<()> {
     program("ip", ["link", "set", "lo", "up"]).run()?;
-    // Run-time files of the tests belong to this run alone.
-    program("mount", ["-t", "tmpfs", "-o", "mode=755", "stead-tests", "/run"]).run()?;
+    // Run-time files in there belong to this run alone.
+    program("mount", ["-t", "tmpfs", "-o", "mode=755", "stead-xtask", "/run"]).run()?;
     let (program, arguments) = options.command.split_first().context("there is nothing to run")?;
-    let child = Command::new(program).args(arguments).spawn().context("the tests cannot start")?;
+    let child = Command::new(program).args(arguments).spawn().context("it cannot be started")?;
     let child = Pid::from_child(&child);
     loop {
         match wait(WaitOptions::empty()) {
@@ -54,7 +57,7 @@ pub(crate) fn init(options: &InitOptions) -> anyhow::Result<()> {
                 std::process::exit(status.exit_status().unwrap_or(1));
             }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => bail!("waiting for the tests: {error}"),
+            Err(error) => bail!("waiting for it: {error}"),
         }
     }
 }

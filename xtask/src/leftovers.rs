@@ -2,9 +2,10 @@
 //!
 //! Seen from inside the test namespaces ([`crate::harness`]), where everything but cgroups began
 //! empty or is compared with a snapshot from before. cgroups are shared with the machine: only
-//! new ones whose path names stead count.
+//! new ones that stead could have named count.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -34,15 +35,13 @@ impl Snapshot {
     /// # Errors
     /// When the kernel's tables cannot be read.
     pub(crate) fn take() -> anyhow::Result<Self> {
-        let mut cgroups = BTreeSet::new();
-        collect_cgroups(Path::new(CGROUPS), &mut cgroups);
         Ok(Self {
             processes: processes()?,
             mounts: mounts()?,
             namespaces: names_in("/run/netns"),
             links: lines(program("ip", ["-oneline", "-brief", "link"]).output()?),
             tables: lines(program("nft", ["list", "tables"]).output()?),
-            cgroups,
+            cgroups: cgroups(),
         })
     }
 
@@ -71,14 +70,27 @@ impl Snapshot {
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
-        // Children first: a path sorts before what lies below it. A killed process leaves its
-        // cgroup a moment later.
-        let cgroups: Vec<_> = self.cgroups.difference(&before.cgroups).collect();
-        let deadline = Instant::now() + Duration::from_secs(5);
-        for path in cgroups.into_iter().rev() {
-            while fs::remove_dir(path).is_err() && path.exists() && Instant::now() < deadline {
-                thread::sleep(Duration::from_millis(20));
-            }
+        remove_cgroups(self.cgroups.difference(&before.cgroups));
+    }
+}
+
+/// cgroups below one that stead could have named: `stead…`, or `st…` for a platform beside the
+/// machine's own.
+pub(crate) fn cgroups() -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    collect_cgroups(Path::new(CGROUPS), &mut found);
+    found
+}
+
+/// Removes empty cgroups, given in the order of their paths. A killed process leaves its cgroup a
+/// moment later, so this waits for it, within limits.
+pub(crate) fn remove_cgroups<'a>(cgroups: impl Iterator<Item = &'a PathBuf>) {
+    // Children first: a path sorts before what lies below it.
+    let cgroups: Vec<_> = cgroups.collect();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    for path in cgroups.into_iter().rev() {
+        while fs::remove_dir(path).is_err() && path.exists() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
         }
     }
 }
@@ -126,7 +138,8 @@ fn collect_cgroups(folder: &Path, found: &mut BTreeSet<PathBuf>) {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             let path = entry.path();
             collect_cgroups(&path, found);
-            if path.to_string_lossy().contains("stead") {
+            let ours = |word: &OsStr| word.as_encoded_bytes().starts_with(b"st");
+            if path.iter().any(ours) {
                 found.insert(path);
             }
         }

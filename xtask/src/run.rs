@@ -43,6 +43,12 @@ pub(crate) fn program<I: IntoIterator<Item = impl AsRef<OsStr>>>(
 }
 
 impl Program {
+    /// With one more argument.
+    pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.command.arg(argument);
+        self
+    }
+
     /// With this variable in its environment.
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
@@ -59,12 +65,6 @@ impl Program {
             bail!("{} failed: {status}", self.shown());
         }
         Ok(())
-    }
-
-    /// Runs it to its end; whether it succeeded. Its output is dropped.
-    pub(crate) fn succeeds(mut self) -> bool {
-        self.command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.command.status().is_ok_and(|status| status.success())
     }
 
     /// Runs it to its end; its standard output as text.

@@ -38,12 +38,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     // tests, but they must go on compiling.
     cargo(["test", "--workspace", "--no-run"]).run()?;
 
-    let mut arguments: Vec<OsString> = vec!["harness-test".into()];
+    let myself = std::env::current_exe().context("the path of xtask itself")?;
+    let mut arguments: Vec<OsString> = vec![myself.into(), "harness-test".into()];
     if options.quick {
         arguments.push("--quick".into());
     }
     arguments.extend(options.filter.as_ref().map(Into::into));
-    harness::enter(&arguments)?;
+    harness::enter(&arguments).context("the tests")?;
     tidied
 }
 

@@ -88,15 +88,21 @@ impl Response {
         Self { status, body: body.into() }
     }
 
-    /// Writes the whole answer at once, with the version in `X-Version`.
+    /// Writes the whole answer at once, with the version in `X-Version` and the time of the start
+    /// in `X-Started`.
     ///
     /// # Errors
     /// When the client is gone.
-    pub(crate) fn write(&self, mut stream: &TcpStream, version: &str) -> io::Result<()> {
+    pub(crate) fn write(
+        &self,
+        mut stream: &TcpStream,
+        version: &str,
+        started: u128,
+    ) -> io::Result<()> {
         let reason = if self.status == 200 { "OK" } else { "Other" };
         let text = format!(
             "HTTP/1.1 {} {reason}\r\nContent-Type: text/plain\r\nX-Version: {version}\r\n\
-             Content-Length: {}\r\n\r\n{}",
+             X-Started: {started}\r\nContent-Length: {}\r\n\r\n{}",
             self.status,
             self.body.len(),
             self.body

@@ -14,7 +14,7 @@ use std::io::{self, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{env, fs, process, thread};
 
 use http::{Request, Response};
@@ -74,6 +74,8 @@ fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
 
 struct Service {
     settings: Settings,
+    /// When it started, as every answer says in `X-Started`: microseconds since 1970.
+    started: u128,
     /// Answers of `/` so far, to spread `ERROR_SHARE` evenly.
     answers: AtomicU64,
 }
@@ -84,6 +86,7 @@ fn main() -> io::Result<()> {
         eprintln!("hello {}: exiting at once with {code}, as asked", settings.version);
         process::exit(code);
     }
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_micros());
     let ballast = vec![1_u8; settings.allocate_mb << 20];
     thread::sleep(settings.start_delay);
     let listener = TcpListener::bind(("0.0.0.0", settings.port))?;
@@ -95,7 +98,7 @@ fn main() -> io::Result<()> {
             process::exit(1);
         });
     }
-    serve(&listener, Arc::new(Service { settings, answers: AtomicU64::new(0) }));
+    serve(&listener, Arc::new(Service { settings, started, answers: AtomicU64::new(0) }));
     drop(ballast);
     Ok(())
 }
@@ -190,7 +193,7 @@ impl Service {
     }
 
     fn write(&self, stream: &TcpStream, response: Response) -> io::Result<()> {
-        response.write(stream, &self.settings.version)
+        response.write(stream, &self.settings.version, self.started)
     }
 
     /// Spreads the share evenly: with 0.25 every fourth answer is an error.
@@ -227,7 +230,7 @@ mod tests {
             error_share,
             allocate_mb: 0,
         };
-        Arc::new(Service { settings, answers: AtomicU64::new(0) })
+        Arc::new(Service { settings, started: 0, answers: AtomicU64::new(0) })
     }
 
     /// What the service says to these bytes on one connection.

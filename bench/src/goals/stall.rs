@@ -1,0 +1,208 @@
+//! Goal 5: an upgrade under a thousand requests per second: what fails, and for how long service
+//! stalls.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use stead_testkit::load::{Mix, Plan};
+
+use crate::answer::wait_for;
+use crate::contest::{Better, Outcome, Row};
+use crate::goals::{loopback, other};
+use crate::peers::{Docker, Nginx};
+use crate::platform::Platform;
+use crate::workshop::Workshop;
+
+const NAME: &str = "stead-bench-stall";
+/// Load before the upgrade, and after it.
+const AROUND: Duration = Duration::from_secs(2);
+const MIX: Mix = Mix { keep_alive: 12, one_shot: 4, uploads: 0, long: 0, events: 0, websockets: 0 };
+
+/// A way to upgrade behind an address that goes on answering.
+struct Way {
+    name: &'static str,
+    address: SocketAddr,
+    host: String,
+    upgrade: Box<dyn FnMut(&'static str) -> anyhow::Result<()>>,
+    version: &'static str,
+    failed: Vec<f64>,
+    stalls: Vec<f64>,
+    trouble: Option<String>,
+}
+
+impl Way {
+    fn new(
+        name: &'static str,
+        address: SocketAddr,
+        host: String,
+        upgrade: impl FnMut(&'static str) -> anyhow::Result<()> + 'static,
+    ) -> Self {
+        Self {
+            name,
+            address,
+            host,
+            upgrade: Box::new(upgrade),
+            version: "1",
+            failed: Vec::new(),
+            stalls: Vec::new(),
+            trouble: None,
+        }
+    }
+}
+
+pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<Vec<Outcome>> {
+    let mut ways = Vec::new();
+    if workshop.wants("stead") {
+        let platform = workshop.platform()?;
+        platform.deploy("stall", "1", 1)?;
+        platform.settled("stall", 1)?;
+        let host = Platform::host("stall");
+        ways.push(Way::new("stead, in-place", Platform::gateway(), host, move |version| {
+            platform.deploy("stall", version, 1)
+        }));
+    }
+    let folder = workshop.folder().to_owned();
+    if workshop.wants("docker") {
+        workshop.docker()?;
+        let front = Front::start(&folder.join("replaced"), "replaced", 24_000)?;
+        let host = "bench".to_owned();
+        ways.push(Way::new("docker, replaced", front.listen, host.clone(), move |version| {
+            front.replace(version)
+        }));
+        let front = Front::start(&folder.join("beside"), "beside", 24_100)?;
+        let name = "docker, new one first";
+        ways.push(Way::new(name, front.listen, host, move |version| front.start_beside(version)));
+    }
+
+    let runtime = tokio::runtime::Runtime::new()?;
+    for _ in 0..rounds {
+        for way in &mut ways {
+            if way.trouble.is_none()
+                && let Err(error) = turn(&runtime, way)
+            {
+                way.trouble = Some(format!("{error:#}"));
+            }
+        }
+    }
+    let outcomes = outcomes(&ways);
+    if workshop.wants("stead") {
+        workshop.platform()?.delete("stall")?;
+    }
+    Ok(outcomes)
+}
+
+/// One upgrade under load.
+fn turn(runtime: &tokio::runtime::Runtime, way: &mut Way) -> anyhow::Result<()> {
+    let _context = runtime.enter();
+    let plan = Plan {
+        per_second: Some(1000.0),
+        timeout: Duration::from_secs(10),
+        ..Plan::new(way.address, way.host.clone()).mix(MIX)
+    };
+    let load = plan.start();
+    // The load has its duration; this is not waiting for a condition.
+    thread::sleep(AROUND);
+    way.version = other(way.version);
+    (way.upgrade)(way.version)?;
+    wait_for(way.address, &way.host, way.version)?;
+    thread::sleep(AROUND);
+    let report = runtime.block_on(load.stop());
+    anyhow::ensure!(report.sent > 1000, "the load sent only {} requests", report.sent);
+    way.failed.push(report.failed.len() as f64);
+    // Either nobody got a good answer for a while, or somebody waited long for one.
+    let slowest = report.latency.max_ms - report.latency.p50_ms;
+    way.stalls.push(report.longest_gap_ms.max(slowest));
+    Ok(())
+}
+
+fn outcomes(ways: &[Way]) -> Vec<Outcome> {
+    let rows = |figures: fn(&Way) -> &Vec<f64>| -> Vec<Row> {
+        ways.iter()
+            .map(|way| Row {
+                trouble: way.trouble.clone(),
+                ..Row::new(way.name, figures(way).clone())
+            })
+            .collect()
+    };
+    vec![
+        Outcome {
+            title: "Goal 5: upgrade under 1000 requests per second: failed requests".to_owned(),
+            goal: "0",
+            unit: "failed",
+            better: Better::Less,
+            rows: rows(|way| &way.failed),
+            notes: vec!["A request that dies with a kept connection counts as failed.".to_owned()],
+        },
+        Outcome {
+            title: "Goal 5: upgrade under 1000 requests per second: worst stall".to_owned(),
+            goal: "100x shorter than docker",
+            unit: "ms",
+            better: Better::Less,
+            rows: rows(|way| &way.stalls),
+            notes: vec![
+                "The longest time without any good answer, or the slowest good answer beyond the \
+                 median, whichever is longer."
+                    .to_owned(),
+                "docker, replaced: stop, remove, run, reload of nginx. New one first: run, \
+                 reload, then remove; for that two copies must be able to run at once."
+                    .to_owned(),
+            ],
+        },
+    ]
+}
+
+/// nginx in front of a docker container. Dropped, it removes the container.
+struct Front {
+    nginx: Nginx,
+    name: &'static str,
+    listen: SocketAddr,
+    base: u16,
+}
+
+impl Front {
+    fn start(folder: &Path, name: &'static str, base: u16) -> anyhow::Result<Self> {
+        let (listen, upstream) = (loopback(base), loopback(base + 1));
+        Docker::run(&container(name, "1"), "1", upstream)?;
+        wait_for(upstream, "bench", "1")?;
+        let nginx = Nginx::start(folder, listen, upstream)?;
+        wait_for(listen, "bench", "1")?;
+        Ok(Self { nginx, name, listen, base })
+    }
+
+    /// Stops and removes the old container, runs the new one, moves nginx.
+    fn replace(&self, version: &'static str) -> anyhow::Result<()> {
+        Docker::remove(&container(self.name, other(version)))?;
+        let upstream = self.run(version)?;
+        self.nginx.reload(upstream)
+    }
+
+    /// Runs the new container, moves nginx, then removes the old container.
+    fn start_beside(&self, version: &'static str) -> anyhow::Result<()> {
+        let upstream = self.run(version)?;
+        self.nginx.reload(upstream)?;
+        wait_for(self.listen, "bench", version)?;
+        Docker::remove(&container(self.name, other(version)))
+    }
+
+    fn run(&self, version: &'static str) -> anyhow::Result<SocketAddr> {
+        let upstream = loopback(self.base + if version == "1" { 1 } else { 2 });
+        Docker::run(&container(self.name, version), version, upstream)?;
+        wait_for(upstream, "bench", version)?;
+        Ok(upstream)
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        for version in crate::workshop::VERSIONS {
+            // Only one of them runs.
+            let _ = Docker::remove(&container(self.name, version));
+        }
+    }
+}
+
+fn container(name: &str, version: &str) -> String {
+    format!("{NAME}-{name}-{version}")
+}

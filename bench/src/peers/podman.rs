@@ -1,0 +1,63 @@
+//! Podman with a store of its own and crun beneath.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{CGROUP, STOP_SIGNAL, quiet};
+
+/// Podman needs no daemon; clones share the store.
+#[derive(Debug, Clone)]
+pub(crate) struct Podman {
+    store: PathBuf,
+}
+
+impl Podman {
+    /// With a store in this folder.
+    pub(crate) fn new(store: &Path) -> Self {
+        Self { store: store.to_owned() }
+    }
+
+    /// Loads a `docker save` archive.
+    pub(crate) fn load(&self, archive: &Path) -> anyhow::Result<()> {
+        quiet(self.command().args(["load", "--quiet", "--input"]).arg(archive))
+    }
+
+    /// Runs the trivial App of a version, published at `address`.
+    pub(crate) fn run(&self, name: &str, version: &str, address: SocketAddr) -> anyhow::Result<()> {
+        quiet(
+            self.command()
+                .args(["run", "--detach", "--name", name, "--stop-signal", STOP_SIGNAL])
+                // Without CAP_SYS_RESOURCE podman's own defaults cannot be set.
+                .args(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"])
+                .args(["--cgroup-parent", CGROUP])
+                .args(["--publish", &format!("{address}:8080")])
+                .arg(format!("localhost/trivial:{version}")),
+        )
+    }
+
+    /// Stops and removes a container, in the one call podman has for it.
+    pub(crate) fn remove(&self, name: &str) -> anyhow::Result<()> {
+        quiet(self.command().args(["rm", "--force", "--time", "0", name]))
+    }
+
+    /// Restarts a container.
+    pub(crate) fn restart(&self, name: &str) -> anyhow::Result<()> {
+        quiet(self.command().args(["restart", "--time", "0", name]))
+    }
+
+    /// Removes every container; errors have nobody left to care.
+    pub(crate) fn remove_all(&self) {
+        let _ = quiet(self.command().args(["rm", "--all", "--force", "--time", "0"]));
+        // Its overlay root stays mounted otherwise, and the folder could not be removed.
+        let _ = quiet(Command::new("umount").arg(self.store.join("overlay")));
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("podman");
+        command.arg("--root").arg(&self.store);
+        command.args(["--runroot", "/run/stead-bench-podman", "--cgroup-manager", "cgroupfs"]);
+        command.args(["--runtime", "crun", "--log-level", "error"]);
+        command
+    }
+}

@@ -1,0 +1,190 @@
+//! stead, driven as the peers are: started by its command line, changed through its API, which
+//! is HTTP with JSON over a Unix socket.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use crate::answer::PATIENCE;
+
+/// Run-time files; `/run` is ours alone in mount namespaces of our own.
+const RUN: &str = "/run/stead";
+const SOCKET: &str = "/run/stead/stead.sock";
+/// The gateway's; ports are ours to choose in a network namespace of our own.
+const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
+
+/// A running platform. Clones are other hands on the same one.
+#[derive(Debug, Clone)]
+pub(crate) struct Platform {
+    program: PathBuf,
+    data: PathBuf,
+    registry: SocketAddr,
+}
+
+impl Platform {
+    /// `stead up --detach`, with both versions of the trivial App fetched.
+    pub(crate) fn up(data: &Path, registry: SocketAddr) -> anyhow::Result<Self> {
+        let program = env::current_exe()?.with_file_name("stead");
+        fs::create_dir_all(data)?;
+        let platform = Self { program, data: data.to_owned(), registry };
+        let http = HTTP.to_string();
+        platform.stead(&["up", "--detach", "--http", &http])?;
+        for version in crate::workshop::VERSIONS {
+            let body = json!({ "reference": platform.image(version) });
+            platform.ask("POST", "/images/pull", Some(&body))?;
+        }
+        Ok(platform)
+    }
+
+    /// Ends the platform and all Apps.
+    pub(crate) fn down(&self) {
+        if let Err(error) = self.stead(&["down", "--all"]) {
+            eprintln!("bench: {error:#}");
+        }
+    }
+
+    /// Asks for a version of the trivial App in `instances` Instances; returns when the API has
+    /// accepted it.
+    pub(crate) fn deploy(&self, app: &str, version: &str, instances: u32) -> anyhow::Result<()> {
+        let manifest = json!({
+            "app": app,
+            "source": self.image(version),
+            "http": { "port": 8080 },
+            "instances": instances,
+            "health": { "startup": { "http": "/healthz" }, "readiness": { "http": "/healthz" } },
+            "rollout": { "strategy": "in-place" },
+        });
+        let path = format!("/namespaces/default/apps/{app}/deploy");
+        self.ask("POST", &path, Some(&json!({ "manifest": manifest })))?;
+        Ok(())
+    }
+
+    /// Asks for a restart.
+    pub(crate) fn restart(&self, app: &str) -> anyhow::Result<()> {
+        self.verb(app, "restart", &json!({}))
+    }
+
+    /// Asks for another number of Instances.
+    pub(crate) fn scale(&self, app: &str, instances: u32) -> anyhow::Result<()> {
+        self.verb(app, "scale", &json!({ "instances": instances }))
+    }
+
+    /// Deletes an App and waits until it is gone.
+    pub(crate) fn delete(&self, app: &str) -> anyhow::Result<()> {
+        let path = format!("/namespaces/default/apps/{app}");
+        self.ask("DELETE", &path, None)?;
+        self.until("the App to be gone", || Ok(self.ask("GET", &path, None).is_err()))
+    }
+
+    /// Waits until an App is settled with so many ready Instances.
+    pub(crate) fn settled(&self, app: &str, instances: u64) -> anyhow::Result<()> {
+        let path = format!("/namespaces/default/apps/{app}");
+        self.until("the App to settle", || {
+            let view = self.ask("GET", &path, None)?;
+            Ok(view["state"] == "running" && view["ready"] == instances)
+        })
+    }
+
+    /// Addresses of the App's Instances.
+    pub(crate) fn instances(&self, app: &str) -> anyhow::Result<Vec<SocketAddr>> {
+        let path = format!("/namespaces/default/apps/{app}/instances");
+        let list = self.ask("GET", &path, None)?;
+        let list = list.as_array().context("the list of Instances is not a list")?;
+        list.iter()
+            .map(|one| {
+                let ip = one["ip"].as_str().context("an Instance has no address")?;
+                Ok(SocketAddr::new(ip.parse()?, 8080))
+            })
+            .collect()
+    }
+
+    /// Where the gateway listens.
+    pub(crate) fn gateway() -> SocketAddr {
+        HTTP
+    }
+
+    /// The `Host` of an App.
+    pub(crate) fn host(app: &str) -> String {
+        format!("{app}.default.localhost")
+    }
+
+    fn image(&self, version: &str) -> String {
+        format!("{}/trivial:{version}", self.registry)
+    }
+
+    fn verb(&self, app: &str, verb: &str, body: &Value) -> anyhow::Result<()> {
+        self.ask("POST", &format!("/namespaces/default/apps/{app}/{verb}"), Some(body))?;
+        Ok(())
+    }
+
+    fn until(&self, what: &str, done: impl Fn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if done()? {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        bail!("waited in vain for {what}")
+    }
+
+    fn stead(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let status = Command::new(&self.program)
+            .args(arguments)
+            .arg("--data-dir")
+            .arg(&self.data)
+            .args(["--run-dir", RUN])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .with_context(|| format!("{} cannot be started", self.program.display()))?;
+        anyhow::ensure!(status.success(), "stead {}: {status}", arguments.join(" "));
+        Ok(())
+    }
+
+    /// One request to the API.
+    fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        let mut stream = UnixStream::connect(SOCKET).context(SOCKET)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let body = body.map(Value::to_string).unwrap_or_default();
+        write!(
+            stream,
+            "{method} /api/v1{path} HTTP/1.1\r\nHost: stead\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("the API gave no answer")?;
+        let status = head.split(' ').nth(1).unwrap_or_default();
+        let body = if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+            unchunk(body)?
+        } else {
+            body.to_owned()
+        };
+        if !status.starts_with('2') {
+            bail!("{method} {path}: {status}: {body}");
+        }
+        if body.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&body)?) }
+    }
+}
+
+fn unchunk(mut body: &str) -> anyhow::Result<String> {
+    let mut whole = String::new();
+    loop {
+        let (size, rest) = body.split_once("\r\n").context("a chunk without a size")?;
+        let size = usize::from_str_radix(size.trim(), 16).context("a chunk size")?;
+        if size == 0 {
+            return Ok(whole);
+        }
+        whole.push_str(rest.get(..size).context("a cut chunk")?);
+        body = rest.get(size + 2..).context("a cut chunk")?;
+    }
+}

@@ -1,0 +1,191 @@
+//! Where contestants work: a folder, the images as files, and the peers that need a daemon.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use stead_testkit::images::{Catalogue, trivial_program};
+use stead_testkit::registry::Registry;
+use tempfile::TempDir;
+
+use crate::peers::{Docker, Podman, Runtime};
+use crate::platform::Platform;
+
+const HUGETLB: &str = "/sys/fs/cgroup/hugetlb";
+
+/// The versions of the trivial App that are ready to run.
+pub(crate) const VERSIONS: [&str; 2] = ["1", "2"];
+
+/// Everything the goals share. Dropped, it ends what it started and removes its files.
+pub(crate) struct Workshop {
+    only: Option<String>,
+    docker: Option<Docker>,
+    podman: Option<Podman>,
+    platform: Option<Platform>,
+    registry: Option<Registry>,
+    _hugetlb: Hugetlb,
+    folder: TempDir,
+}
+
+impl Workshop {
+    /// Prepares the folder and the images.
+    ///
+    /// # Errors
+    /// When this is not run in namespaces of its own, or an image cannot be made.
+    pub(crate) fn open(only: Option<String>) -> anyhow::Result<Self> {
+        if std::env::var_os("STEAD_XTASK_INSIDE").is_none() {
+            bail!("run it as `cargo xtask bench`, which gives it namespaces of its own");
+        }
+        // Not /tmp: where that is memory, overlay and pivot_root behave differently.
+        let folder = tempfile::Builder::new().prefix("stead-bench-").tempdir_in("/var/tmp")?;
+        let mut catalogue = Catalogue::new();
+        for version in VERSIONS {
+            let image = catalogue.image("trivial", version)?;
+            let file = archive(folder.path(), version);
+            image.write_docker_save(&file, &format!("trivial:{version}"))?;
+        }
+        rootfs(folder.path())?;
+        let _hugetlb = Hugetlb::mount()?;
+        Ok(Self {
+            only,
+            docker: None,
+            podman: None,
+            platform: None,
+            registry: None,
+            _hugetlb,
+            folder,
+        })
+    }
+
+    /// Whether a contestant of this name is to be measured.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+    }
+
+    /// Of these names, those to be measured.
+    pub(crate) fn wanted<const N: usize>(&self, names: [&'static str; N]) -> Vec<&'static str> {
+        names.into_iter().filter(|name| self.wants(name)).collect()
+    }
+
+    /// A low-level runtime with a bundle of its own.
+    pub(crate) fn runtime(&self, program: &'static str) -> anyhow::Result<Runtime> {
+        Runtime::new(program, &self.folder.path().join("rootfs"), self.folder.path())
+    }
+
+    /// Podman with both versions loaded.
+    pub(crate) fn podman(&mut self) -> anyhow::Result<Podman> {
+        if self.podman.is_none() {
+            let podman = Podman::new(&self.folder.path().join("podman"));
+            for version in VERSIONS {
+                podman.load(&archive(self.folder.path(), version))?;
+            }
+            self.podman = Some(podman);
+        }
+        Ok(self.podman.clone().expect("it was just made"))
+    }
+
+    /// Docker's daemon with both versions loaded.
+    pub(crate) fn docker(&mut self) -> anyhow::Result<&Docker> {
+        if self.docker.is_none() {
+            let docker = Docker::start(&self.folder.path().join("docker"))?;
+            for version in VERSIONS {
+                docker.load(&archive(self.folder.path(), version))?;
+            }
+            self.docker = Some(docker);
+        }
+        Ok(self.docker.as_ref().expect("it was just made"))
+    }
+
+    /// stead, up, with the images of both versions already on the node.
+    pub(crate) fn platform(&mut self) -> anyhow::Result<Platform> {
+        if self.platform.is_none() {
+            let registry = Registry::start()?;
+            let mut catalogue = Catalogue::new();
+            for version in VERSIONS {
+                registry.push("trivial", version, &catalogue.image("trivial", version)?)?;
+            }
+            let platform = Platform::up(&self.folder.path().join("stead"), registry.address())?;
+            self.registry = Some(registry);
+            self.platform = Some(platform);
+        }
+        Ok(self.platform.clone().expect("it was just made"))
+    }
+
+    /// A place for files of one goal.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for Workshop {
+    fn drop(&mut self) {
+        if let Some(platform) = self.platform.take() {
+            platform.down();
+        }
+        if let Some(podman) = self.podman.take() {
+            podman.remove_all();
+        }
+        if let Some(docker) = self.docker.take() {
+            docker.stop();
+        }
+    }
+}
+
+fn archive(folder: &Path, version: &str) -> PathBuf {
+    folder.join(format!("trivial-{version}.tar"))
+}
+
+/// The trivial App's root file system, for runtimes that know no images.
+fn rootfs(folder: &Path) -> anyhow::Result<()> {
+    let root = folder.join("rootfs");
+    for name in ["dev", "etc", "proc", "sys", "tmp"] {
+        fs::create_dir_all(root.join(name))?;
+    }
+    fs::copy(trivial_program()?, root.join("hello"))?;
+    Ok(())
+}
+
+/// crun 1.8.1 refuses a hybrid cgroup layout without a hugetlb hierarchy, and leaves a folder per
+/// container in it.
+struct Hugetlb {
+    mounted: bool,
+}
+
+impl Hugetlb {
+    fn mount() -> anyhow::Result<Self> {
+        let hybrid = Path::new("/sys/fs/cgroup/unified").exists();
+        if !hybrid || Path::new(HUGETLB).exists() {
+            return Ok(Self { mounted: false });
+        }
+        fs::create_dir(HUGETLB).context(HUGETLB)?;
+        let arguments = ["-t", "cgroup", "-o", "hugetlb", "cgroup", HUGETLB];
+        let status = Command::new("mount").args(arguments).status()?;
+        if !status.success() {
+            let _ = fs::remove_dir(HUGETLB);
+            bail!("the hugetlb cgroups cannot be mounted: {status}");
+        }
+        Ok(Self { mounted: true })
+    }
+}
+
+impl Drop for Hugetlb {
+    fn drop(&mut self) {
+        if self.mounted {
+            remove_cgroups(Path::new(HUGETLB));
+            let _ = Command::new("umount").arg(HUGETLB).status();
+            let _ = fs::remove_dir(HUGETLB);
+        }
+    }
+}
+
+/// Removes the cgroups below a folder, children first.
+fn remove_cgroups(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroups(&entry.path());
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
