@@ -8,6 +8,7 @@
 //! port an image exposes, is found out by others.
 
 mod check;
+mod choice;
 mod diff;
 mod fields;
 mod health;
@@ -24,10 +25,10 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
+pub use choice::{Isolation, Protocol, RestartPolicy, Strategy};
 pub use diff::{Effect, FieldChange, diff, strongest};
 pub use fields::{
-    FileSource, Http, Isolation, Lifecycle, Manifest, Park, PreStop, Protocol, Resources,
-    RestartPolicy, Rollout, Strategy, Volume,
+    FileSource, Http, Lifecycle, Manifest, Park, PreStop, Resources, Rollout, Volume,
 };
 pub use health::{Check, Health, Probe, Startup};
 pub use problem::{BadValue, Position, Problem, Problems};

@@ -60,9 +60,11 @@ impl BadValue {
     }
 }
 
+/// How much of a text is shown, in characters.
+const LONGEST: usize = 60;
+
 /// Quotes and escapes a text of the manifest, shortened to what fits a line.
 pub(super) fn quote(text: &str) -> String {
-    const LONGEST: usize = 60;
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{:?}…", &text[..end]),
         None => format!("{text:?}"),
@@ -200,7 +202,7 @@ impl fmt::Display for FieldPath {
                         f.write_str(".")?;
                     }
                     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-                    if !key.is_empty() && key.bytes().all(plain) {
+                    if (1..=LONGEST).contains(&key.len()) && key.bytes().all(plain) {
                         f.write_str(key)?;
                     } else {
                         f.write_str(&quote(key))?;

@@ -241,10 +241,14 @@ fn bombs_are_refused_quickly() {
 }
 
 #[test]
-fn quoted_text_cannot_play_tricks_on_a_terminal() {
+fn quoted_text_is_short_and_cannot_play_tricks_on_a_terminal() {
     let text = "app: web\nsource: web:1\n\"\\e[31m\": 1\nuser: \"\\e[2J\"\n";
     let shown = parse(text, "t").unwrap_err().to_string();
     assert!(!shown.contains('\u{1b}'), "{shown}");
+    let long = "k".repeat(100_000);
+    let shown =
+        parse(&format!("app: web\nsource: a\n{long}: {long}"), "t").unwrap_err().to_string();
+    assert!(shown.len() < 1000, "{} bytes", shown.len());
 }
 
 #[test]

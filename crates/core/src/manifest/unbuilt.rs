@@ -1,7 +1,8 @@
 //! What a manifest may ask for one day but not yet. Whoever builds one of these deletes its
 //! line here, and its mention in `docs/errors/STEAD-M015.md`; nothing else stands in the way.
 
-use super::fields::{Isolation, Manifest, Strategy};
+use super::choice::{Isolation, Strategy};
+use super::fields::Manifest;
 use super::problem::{BadValue, FieldPath};
 use super::quantity::{Amount, Span};
 use crate::error::Code;

@@ -4,23 +4,24 @@
 //! the manifest is handed out only if nothing was wrong. Each type names its keys once, in
 //! its `read`: what is not asked for there is an unknown key.
 
+mod sections;
+
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use super::check;
-use super::fields::{
-    FileSource, Http, Isolation, Lifecycle, Manifest, Park, PreStop, Protocol, Resources,
-    RestartPolicy, Rollout, Strategy, Volume,
-};
-use super::health::{Health, Probe, ProbeText, Startup, StartupText};
-use super::problem::{BadValue, FieldPath, Position, Problem, Problems};
-use super::quantity::{Amount, Cpu, Memory, Span};
-use super::signal::StopSignal;
-use super::suggest;
-use super::text::{AbsPath, EnvName, HostName, HttpPath, Port, UserSpec, VolumeName, bad_name};
-use super::unbuilt;
-use super::yaml::{self, Key, Node, Value};
 use crate::error::Code;
+use crate::manifest::check;
+use crate::manifest::choice::{Isolation, Protocol, RestartPolicy, Strategy};
+use crate::manifest::fields::Manifest;
+use crate::manifest::problem::{BadValue, FieldPath, Position, Problem, Problems};
+use crate::manifest::quantity::{Amount, Cpu, Memory, Span};
+use crate::manifest::signal::StopSignal;
+use crate::manifest::suggest;
+use crate::manifest::text::{
+    AbsPath, EnvName, HostName, HttpPath, Port, UserSpec, VolumeName, bad_name,
+};
+use crate::manifest::unbuilt;
+use crate::manifest::yaml::{self, Key, Node, Value};
 use crate::name::{AppName, NamespaceName};
 
 /// Most problems that are reported for one manifest.
@@ -283,218 +284,5 @@ impl<K: FromStr<Err = BadValue> + Ord, V: Read> Read for BTreeMap<K, V> {
             }
         }
         Some(map)
-    }
-}
-
-impl Read for FileSource {
-    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-        match &node.value {
-            Value::Scalar { text, .. } => Some(Self::Path(text.clone())),
-            Value::Map(_) => {
-                let mut fields = Fields::of(node, path, reader)?;
-                let content = fields.must("content");
-                fields.finish();
-                content.map(|content| Self::Content { content })
-            }
-            _ => reader.wrong_type(node, path, "the path of a file, or {content: …}"),
-        }
-    }
-}
-
-impl Read for Http {
-    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-        let mut fields = Fields::of(node, path, reader)?;
-        let http = Self {
-            port: fields.get("port"),
-            hosts: fields.get("hosts").unwrap_or_default(),
-            protocol: fields.get("protocol").unwrap_or_default(),
-        };
-        fields.finish();
-        Some(http)
-    }
-}
-
-impl Read for Resources {
-    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-        let mut fields = Fields::of(node, path, reader)?;
-        let resources = Self {
-            cpu: fields.get("cpu"),
-            memory: fields.get("memory"),
-            pids: fields.get("pids").unwrap_or(Self::default().pids),
-        };
-        fields.finish();
-        Some(resources)
-    }
-}
-
-impl Read for Health {
-    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-        let mut fields = Fields::of(node, path, reader)?;
-        let health = Self {
-            startup: fields.get("startup"),
-            readiness: fields.get("readiness"),
-            liveness: fields.get("liveness"),
-        };
-        fields.finish();
-        Some(health)
-    }
-}
-
-impl Read for Startup {
-    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-        let before = reader.problems.len();
-        let mut fields = Fields::of(node, path, reader)?;
-        let text = StartupText {
-            http: fields.get("http"),
-            tcp: fields.get("tcp"),
-            exec: fields.get("exec"),
-            port: fields.get("port"),
-            period: fields.get("period"),
-            timeout: fields.get("timeout"),
-        };
-        fields.finish();
-        // A part that is wrong must not be reported once more as missing.
-        if reader.problems.len() > before {
-            return None;
-        }
-        reader.built(node, path, text.try_into())
-    }
-}
-
-impl Read for Probe {
-    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-        let before = reader.problems.len();
-        let mut fields = Fields::of(node, path, reader)?;
-        let text = ProbeText {
-            http: fields.get("http"),
-            tcp: fields.get("tcp"),
-            exec: fields.get("exec"),
-            port: fields.get("port"),
-            period: fields.get("period"),
-            timeout: fields.get("timeout"),
-            failures: fields.get("failures"),
-        };
-        fields.finish();
-        if reader.problems.len() > before {
-            return None;
-        }
-        reader.built(node, path, text.try_into())
-    }
-}
-
-impl Read for Lifecycle {
-    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-        let mut fields = Fields::of(node, path, reader)?;
-        let lifecycle = Self {
-            pre_stop: fields.get("pre_stop"),
-            grace: fields.get("grace").unwrap_or(Self::default().grace),
-        };
-        fields.finish();
-        Some(lifecycle)
-    }
-}
-
-impl Read for PreStop {
-    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-        let before = reader.problems.len();
-        let mut fields = Fields::of(node, path, reader)?;
-        let parts = (fields.get("sleep"), fields.get("exec"));
-        fields.finish();
-        if reader.problems.len() > before {
-            return None;
-        }
-        let made = match parts {
-            (Some(sleep), None) => Ok(Self::Sleep(sleep)),
-            (None, Some(argv)) => Ok(Self::Exec(argv)),
-            (None, None) => Err("none"),
-            (Some(_), Some(_)) => Err("both"),
-        };
-        let conflict =
-            |found| BadValue::new(Code::ManifestConflict, "exactly one of sleep and exec", found);
-        reader.built(node, path, made.map_err(conflict))
-    }
-}
-
-impl Read for Volume {
-    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-        let mut fields = Fields::of(node, path, reader)?;
-        let (name, mount) = (fields.must("name"), fields.must("mount"));
-        let shared = fields.get("shared").unwrap_or_default();
-        fields.finish();
-        Some(Self { name: name?, mount: mount?, shared })
-    }
-}
-
-impl Read for Rollout {
-    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-        let defaults = Self::default();
-        let mut fields = Fields::of(node, path, reader)?;
-        let rollout = Self {
-            strategy: fields.get("strategy").unwrap_or_default(),
-            batches: fields.get("batches").unwrap_or(defaults.batches),
-            max_unavailable: fields.get("max_unavailable").unwrap_or(defaults.max_unavailable),
-            max_surge: fields.get("max_surge").unwrap_or(defaults.max_surge),
-            pause: fields.get("pause").unwrap_or(defaults.pause),
-            auto_rollback: fields.get("auto_rollback").unwrap_or(defaults.auto_rollback),
-            progress_deadline: fields
-                .get("progress_deadline")
-                .unwrap_or(defaults.progress_deadline),
-            keep_previous: fields.get("keep_previous").unwrap_or(defaults.keep_previous),
-        };
-        fields.finish();
-        Some(rollout)
-    }
-}
-
-impl Read for Park {
-    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-        let defaults = Self::default();
-        let mut fields = Fields::of(node, path, reader)?;
-        let park = Self {
-            max_wait: fields.get("max_wait").unwrap_or(defaults.max_wait),
-            max_requests: fields.get("max_requests").unwrap_or(defaults.max_requests),
-        };
-        fields.finish();
-        Some(park)
-    }
-}
-
-impl Read for Manifest {
-    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-        let mut fields = Fields::of(node, path, reader)?;
-        // Stand-ins for what must be there let reading and checking go on to the end.
-        let app = fields.must("app");
-        let namespace = fields.get("namespace").unwrap_or_default();
-        let source: Option<String> = fields.must("source");
-        let app = app.unwrap_or_else(|| AppName::new("app").expect("\"app\" is a DNS label"));
-        let defaults = Self::minimal(app, source.unwrap_or_else(|| "source".to_owned()));
-        let manifest = Self {
-            namespace,
-            command: fields.get("command").unwrap_or_default(),
-            args: fields.get("args").unwrap_or_default(),
-            env: fields.get("env").unwrap_or_default(),
-            secrets: fields.get("secrets").unwrap_or_default(),
-            files: fields.get("files").unwrap_or_default(),
-            http: fields.get("http"),
-            resources: fields.get("resources").unwrap_or_default(),
-            health: fields.get("health").unwrap_or_default(),
-            lifecycle: fields.get("lifecycle").unwrap_or_default(),
-            volumes: fields.get("volumes").unwrap_or_default(),
-            instances: fields.get("instances").unwrap_or(defaults.instances),
-            rollout: fields.get("rollout").unwrap_or_default(),
-            park: fields.get("park").unwrap_or_default(),
-            isolation: fields.get("isolation").unwrap_or_default(),
-            user: fields.get("user"),
-            working_dir: fields.get("working_dir"),
-            read_only_root: fields.get("read_only_root").unwrap_or_default(),
-            stop_signal: fields.get("stop_signal"),
-            restart: fields.get("restart").unwrap_or_default(),
-            ..defaults
-        };
-        for key in unbuilt::KEYS {
-            fields.unbuilt(key);
-        }
-        fields.finish();
-        Some(manifest)
     }
 }
