@@ -124,7 +124,7 @@ impl Problem {
 }
 
 /// Every mistake of one manifest, in the order of the text. Never empty.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, thiserror::Error)]
 pub struct Problems {
     /// What the manifest is called in messages, such as `app.yaml`.
     pub origin: String,

@@ -95,6 +95,18 @@ fn json_is_accepted_as_yaml() {
 }
 
 #[test]
+fn files_of_other_systems_are_read() {
+    for text in
+        ["\u{feff}app: web\nsource: web:1\n", "app: web\r\nsource: web:1\r\nenv:\r\n  A: b\r\n"]
+    {
+        let manifest = parse(text, "t").unwrap_or_else(|problems| panic!("{text:?}: {problems}"));
+        assert_eq!(manifest.source, "web:1");
+    }
+    let wrong = "app: web\r\nsource: web:1\r\nenv:\r\n  1A: b\r\n";
+    assert_eq!(problems(wrong), ["STEAD-M012 env.1A 4:3"]);
+}
+
+#[test]
 fn three_mistakes_are_three_problems_with_lines() {
     let text = "app: web\nsource: web:1\nreplicas: 3\nhealth:\n  readiness:\n    http: /\n    period: 5 apples\nrollout: {strategy: inplace}\n";
     let shown = parse(text, "app.yaml").unwrap_err().to_string();
