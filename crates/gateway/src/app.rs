@@ -1,0 +1,198 @@
+//! One App while the gateway knows it: where its requests go now, its queue, its counters.
+//!
+//! Promises: [`App::claim`] grants a claim as soon as a Backend can take one, or says why not;
+//! requests that wait are served in the order they came. Lives on over route generations.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use stead_core::name::AppKey;
+use stead_core::routes::{FailReason, ParkPolicy};
+
+use crate::backend::{Backend, Claim, Hint, Hints};
+use crate::ledger::AppCounters;
+use crate::park::{Park, Place};
+use crate::split::Shares;
+
+/// Between two trials of a Backend that refused a connection: from the first to the last.
+const TRIAL_PACE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
+
+/// Where an App's requests go, as of one route generation.
+#[derive(Default)]
+pub(crate) struct View {
+    pub(crate) shares: Shares,
+    pub(crate) park: ParkPolicy,
+    pub(crate) state: AppState,
+}
+
+/// Whether an App takes requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum AppState {
+    #[default]
+    Running,
+    Stopped,
+    Gone,
+}
+
+/// An App.
+pub(crate) struct App {
+    pub(crate) key: AppKey,
+    pub(crate) counters: AppCounters,
+    view: ArcSwap<View>,
+    /// The Backends of the view, closed ones too.
+    known: Mutex<Vec<Arc<Backend>>>,
+    park: Arc<Park>,
+    hints: Hints,
+}
+
+/// How long a request waited for its claim, and the place it holds until it is sent.
+pub(crate) struct Wait {
+    /// When the request is given up.
+    deadline: Instant,
+    /// For how many bytes it counts.
+    bytes: u64,
+    place: Option<Place>,
+    /// Claims asked for.
+    pub(crate) tries: u32,
+    /// Time spent in the queue.
+    pub(crate) parked: Duration,
+}
+
+impl App {
+    pub(crate) fn new(key: AppKey, hints: Hints) -> Self {
+        Self {
+            key,
+            counters: AppCounters::default(),
+            view: ArcSwap::default(),
+            known: Mutex::default(),
+            park: Arc::default(),
+            hints,
+        }
+    }
+
+    /// Puts `view` in force, which knows `backends`, closed ones too. Returns those that only
+    /// the view before knew. Called by one at a time.
+    pub(crate) fn set_view(&self, view: View, backends: Vec<Arc<Backend>>) -> Vec<Arc<Backend>> {
+        let running = view.state == AppState::Running;
+        let usable = view.shares.any_usable();
+        self.view.store(Arc::new(view));
+        let before = {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *known, backends.clone())
+        };
+        if !running {
+            self.park.all_look();
+        } else if usable {
+            self.park.backend_came();
+        }
+        let kept = |one: &Arc<Backend>| backends.iter().any(|other| Arc::ptr_eq(one, other));
+        before.into_iter().filter(|backend| !kept(backend)).collect()
+    }
+
+    /// Requests that have not ended.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.counters.in_flight.load(Relaxed)
+    }
+
+    /// Requests that wait.
+    pub(crate) fn parked(&self) -> usize {
+        self.park.waiting()
+    }
+
+    /// Whether requests have been without a Backend, and none has been there since.
+    pub(crate) fn in_gap(&self) -> bool {
+        self.park.in_gap()
+    }
+
+    /// The wait of a request that arrived at `now`, which `bytes` may be held for.
+    pub(crate) fn wait(&self, now: Instant, bytes: u64) -> Wait {
+        let longest = Duration::from_millis(self.view.load().park.max_wait_ms);
+        Wait { deadline: now + longest, bytes, place: None, tries: 0, parked: Duration::ZERO }
+    }
+
+    /// A claim on a Backend, after waiting for one if need be.
+    ///
+    /// A request whose Backend refused it comes here again, until its deadline.
+    pub(crate) async fn claim(&self, wait: &mut Wait) -> Result<Claim, FailReason> {
+        if wait.tries > 0 && Instant::now() >= wait.deadline {
+            return Err(FailReason::ParkTimeout);
+        }
+        wait.tries += 1;
+        // Without a place in the queue nobody may pass those who have one.
+        if wait.place.is_none() && self.park.waiting() == 0 {
+            let view = self.view.load();
+            check(view.state)?;
+            if let Some(claim) = view.shares.claim() {
+                return Ok(claim);
+            }
+        }
+        let began = Instant::now();
+        let claim = self.queue(wait, began).await;
+        wait.parked += began.elapsed();
+        wait.place = None;
+        claim
+    }
+
+    async fn queue(&self, wait: &mut Wait, now: Instant) -> Result<Claim, FailReason> {
+        if wait.place.is_none() {
+            let view = self.view.load();
+            check(view.state)?;
+            let entry = self.park.enter(&view.park, wait.bytes, now);
+            if entry.first {
+                // Nobody listens when the gateway ends.
+                let _ = self.hints.send(Hint::Parked(self.key.clone()));
+            }
+            wait.place = Some(entry.place?);
+        }
+        let place = wait.place.as_ref().expect("a place was just taken");
+        loop {
+            tokio::time::timeout_at(wait.deadline.into(), place.turn())
+                .await
+                .map_err(|_| FailReason::ParkTimeout)?;
+            let view = self.view.load();
+            check(view.state)?;
+            if let Some(claim) = view.shares.claim() {
+                return Ok(claim);
+            }
+        }
+    }
+
+    /// Seconds after which a refused client may try again.
+    pub(crate) fn retry_after(&self) -> u64 {
+        let policy = self.view.load().park;
+        let expected = self.park.expected_wait(&policy, Instant::now());
+        expected.map_or(1, |wait| wait.as_secs_f64().ceil() as u64).max(1)
+    }
+
+    /// Leaves `backend`, which refused a connection, out of the choice until it accepts one.
+    pub(crate) fn suspect(self: &Arc<Self>, backend: &Arc<Backend>, connect_time: Duration) {
+        if !backend.set_suspect() {
+            return;
+        }
+        let (app, backend) = (self.clone(), backend.clone());
+        tokio::spawn(async move {
+            let mut pace = TRIAL_PACE.0;
+            while !backend.is_closed() {
+                tokio::time::sleep(pace).await;
+                if backend.accepts(connect_time).await {
+                    break;
+                }
+                pace = (pace * 2).min(TRIAL_PACE.1);
+            }
+            backend.clear_suspect();
+            if app.view.load().shares.any_usable() {
+                app.park.backend_came();
+            }
+        });
+    }
+}
+
+fn check(state: AppState) -> Result<(), FailReason> {
+    match state {
+        AppState::Running => Ok(()),
+        AppState::Stopped => Err(FailReason::Stopped),
+        AppState::Gone => Err(FailReason::Gone),
+    }
+}

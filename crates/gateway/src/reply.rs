@@ -1,0 +1,125 @@
+//! The response body on its way from the App to the client.
+//!
+//! Promises: each frame is passed on as it comes, trailers too; the request's claim is held
+//! until the body ends; and a body that ends is told from one that the App broke off and from
+//! one that the client did not wait for.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use stead_core::routes::FailReason;
+
+use crate::exchange::Exchange;
+use crate::ledger::Outcome;
+use crate::upstream::Line;
+
+/// A response body.
+pub(crate) enum Reply {
+    /// A text of ours, or nothing.
+    Own(Option<Bytes>),
+    /// The App's.
+    App(Download),
+}
+
+impl Reply {
+    pub(crate) fn empty() -> Self {
+        Self::Own(None)
+    }
+
+    pub(crate) fn text(text: impl Into<Bytes>) -> Self {
+        Self::Own(Some(text.into()))
+    }
+}
+
+/// The body of an App's response.
+pub(crate) struct Download {
+    incoming: Incoming,
+    line: Option<Line>,
+    /// Taken when the request ends.
+    exchange: Option<Box<Exchange>>,
+}
+
+impl Download {
+    pub(crate) fn new(incoming: Incoming, line: Option<Line>, exchange: Box<Exchange>) -> Self {
+        Self { incoming, line, exchange: Some(exchange) }
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.end(outcome, self.line.take());
+        }
+    }
+}
+
+impl Body for Reply {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut *self {
+            Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::App(download) => download.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(text) => text.is_none(),
+            Self::App(download) => download.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
+            Self::App(download) => download.incoming.size_hint(),
+        }
+    }
+}
+
+impl Download {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(line) = &mut self.line {
+            line.poll(cx);
+        }
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        match &frame {
+            None => self.end(Outcome::Completed),
+            Some(Ok(frame)) => {
+                if let (Some(exchange), Some(data)) = (&mut self.exchange, frame.data_ref()) {
+                    exchange.passed(data.remaining());
+                }
+                if frame.is_trailers() {
+                    self.end(Outcome::Completed);
+                }
+            }
+            Some(Err(_)) => {
+                let upload = self.exchange.as_ref().and_then(|exchange| exchange.upload());
+                self.end(match upload {
+                    Some(upload) if upload.client_failed() => Outcome::ClientAborted,
+                    Some(upload) if upload.too_large() => Outcome::Failed(FailReason::BodyTooLarge),
+                    _ => Outcome::Failed(FailReason::BrokenResponse),
+                });
+            }
+        }
+        Poll::Ready(frame)
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        // hyper does not ask again for a body that says it has ended.
+        if self.incoming.is_end_stream() {
+            self.end(Outcome::Completed);
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! What the gateway has seen, in numbers.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use stead_core::routes::{AppReport, Report};
+
+use crate::gateway::Shared;
+
+/// The report of this moment. Apps that never had a request are left out.
+pub(crate) fn report(shared: &Shared) -> Report {
+    let apps = shared.routes.apps().into_iter().filter_map(|app| {
+        let received = app.counters.received.load(Relaxed);
+        (received > 0).then(|| AppReport {
+            app: app.key.clone(),
+            received,
+            in_flight: app.in_flight(),
+            parked: app.parked() as u64,
+            unsent: app.counters.unsent.read(),
+            releases: app.counters.read_releases(),
+        })
+    });
+    Report {
+        started: shared.started,
+        generation: shared.routes.generation(),
+        draining: shared.is_draining(),
+        apps: apps.collect(),
+    }
+}

@@ -1,0 +1,249 @@
+//! Connections to one Backend.
+//!
+//! Promises: a request that comes back as unsent was not sent, not one byte of it. A pooled
+//! connection is used again only while it is young: every server closes idle connections at
+//! some time, and a request sent just then is lost; the shortest such time in common use is
+//! 2 s (gunicorn), so ours is 1 s. A connection costs some 50 µs here, a lost request more.
+//!
+//! An HTTP/1.1 connection has no task of its own: whoever uses it drives it, so that a request
+//! is served by one task from beginning to end. Only when the response comes before the
+//! request body has ended, or when the connection is upgraded, a task takes over.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use socket2::SockRef;
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::upload::Upload;
+
+/// How long an idle connection may be used again.
+const IDLE_TIME: Duration = Duration::from_secs(1);
+/// Idle connections kept per Backend.
+const IDLE_KEPT: usize = 256;
+/// Largest response head accepted of an App; also the read buffer's limit.
+const HEAD_BYTES: usize = 64 << 10;
+
+/// hyper does not name the type.
+type Driver = dyn Future<Output = hyper::Result<()>> + Send;
+
+/// Opens a TCP connection, with `mark` as its `SO_MARK`.
+pub(crate) async fn dial(
+    addr: SocketAddr,
+    mark: Option<u32>,
+    time: Duration,
+) -> io::Result<TcpStream> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_nodelay(true)?;
+    if let Some(mark) = mark {
+        SockRef::from(&socket).set_mark(mark)?;
+    }
+    tokio::time::timeout(time, socket.connect(addr))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// A connection that can take a request.
+pub(crate) enum Upstream {
+    Http1(Line),
+    H2c(http2::SendRequest<Upload>),
+}
+
+/// Why a request got no response.
+pub(crate) enum SendError {
+    /// Nothing of it was sent; here it is.
+    Unsent(Box<Request<Upload>>),
+    /// It was sent, at least in part.
+    Failed(hyper::Error),
+}
+
+impl Upstream {
+    /// Speaks HTTP/1.1 on `stream`.
+    pub(crate) async fn http1(stream: TcpStream, open: &Arc<Open>) -> hyper::Result<Self> {
+        let (sender, driver) =
+            http1::Builder::new().max_buf_size(HEAD_BYTES).handshake(TokioIo::new(stream)).await?;
+        let driver: Pin<Box<Driver>> = Box::pin(driver.with_upgrades());
+        let driver = Some(driver);
+        Ok(Self::Http1(Line { sender, driver, _open: OpenGuard::new(open) }))
+    }
+
+    /// Speaks HTTP/2 on `stream`. All requests of a Backend share one such connection.
+    pub(crate) async fn h2c(stream: TcpStream, open: &Arc<Open>) -> hyper::Result<Self> {
+        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Duration::from_secs(20))
+            .handshake(TokioIo::new(stream))
+            .await?;
+        let open = OpenGuard::new(open);
+        tokio::spawn(async move {
+            // Its requests have the error, if any.
+            let _ = driver.await;
+            drop(open);
+        });
+        Ok(Self::H2c(sender))
+    }
+
+    /// Sends a request. The line that comes back with the response carries its body.
+    pub(crate) async fn send(
+        self,
+        request: Request<Upload>,
+    ) -> Result<(Response<Incoming>, Option<Line>), SendError> {
+        let sent = match self {
+            Self::Http1(mut line) => {
+                let response = line.sender.try_send_request(request);
+                line.drive(response).await.map(|response| (response, Some(line)))
+            }
+            Self::H2c(mut sender) => {
+                if sender.ready().await.is_err() {
+                    return Err(SendError::Unsent(Box::new(request)));
+                }
+                sender.try_send_request(request).await.map(|response| (response, None))
+            }
+        };
+        sent.map_err(|mut error: TrySendError<Request<Upload>>| match error.take_message() {
+            Some(request) => SendError::Unsent(Box::new(request)),
+            None => SendError::Failed(error.into_error()),
+        })
+    }
+}
+
+/// An HTTP/1.1 connection in use.
+pub(crate) struct Line {
+    sender: http1::SendRequest<Upload>,
+    /// `None`: the connection has ended, or a task drives it.
+    driver: Option<Pin<Box<Driver>>>,
+    _open: OpenGuard,
+}
+
+impl Line {
+    /// Lets the connection make progress.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
+        if let Some(driver) = &mut self.driver
+            && driver.as_mut().poll(cx).is_ready()
+        {
+            // Dropping it hands a request that it had not begun back to its sender.
+            self.driver = None;
+        }
+    }
+
+    async fn drive<T>(&mut self, wanted: impl Future<Output = T>) -> T {
+        let mut wanted = pin!(wanted);
+        poll_fn(|cx| {
+            self.poll(cx);
+            wanted.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Hands the connection to a task of its own.
+    pub(crate) fn detach(&mut self) {
+        if let Some(driver) = self.driver.take() {
+            // Its request has the error, if any.
+            tokio::spawn(async move { drop(driver.await) });
+        }
+    }
+
+    /// Whether the connection is open, idle and ours.
+    fn is_idle(&mut self) -> bool {
+        self.poll(&mut Context::from_waker(Waker::noop()));
+        self.driver.is_some() && self.sender.is_ready()
+    }
+}
+
+/// Open connections of one Backend, counted.
+pub(crate) type Open = AtomicUsize;
+
+struct OpenGuard(Arc<Open>);
+
+impl OpenGuard {
+    fn new(open: &Arc<Open>) -> Self {
+        open.fetch_add(1, Relaxed);
+        Self(open.clone())
+    }
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The connections of one Backend that can be used again.
+#[derive(Default)]
+pub(crate) struct Pool {
+    /// The youngest is last.
+    idle: Mutex<Vec<(Line, Instant)>>,
+    shared: Mutex<Option<http2::SendRequest<Upload>>>,
+    /// Connections, idle or in use.
+    pub(crate) open: Arc<Open>,
+}
+
+impl Pool {
+    /// A connection that was used before, if a good one is there.
+    pub(crate) fn take(&self, now: Instant) -> Option<Upstream> {
+        if let Some(sender) = &*lock(&self.shared)
+            && !sender.is_closed()
+        {
+            return Some(Upstream::H2c(sender.clone()));
+        }
+        loop {
+            let (mut line, since) = lock(&self.idle).pop()?;
+            if now.saturating_duration_since(since) > IDLE_TIME {
+                self.clear(); // all others are older
+                return None;
+            }
+            if line.is_idle() {
+                return Some(Upstream::Http1(line));
+            }
+        }
+    }
+
+    /// Takes back a connection whose response has ended; closes it when it cannot be used.
+    pub(crate) fn give(&self, mut line: Line, now: Instant) {
+        if line.is_idle() {
+            let mut idle = lock(&self.idle);
+            if idle.len() < IDLE_KEPT {
+                idle.push((line, now));
+            }
+        }
+    }
+
+    /// Shares an HTTP/2 connection between all requests from now on.
+    pub(crate) fn share(&self, upstream: &Upstream) {
+        if let Upstream::H2c(sender) = upstream {
+            *lock(&self.shared) = Some(sender.clone());
+        }
+    }
+
+    /// Closes what is idle for too long.
+    pub(crate) fn expire(&self, now: Instant) {
+        let expired: Vec<_> = {
+            let mut idle = lock(&self.idle);
+            let young = idle
+                .partition_point(|(_, since)| now.saturating_duration_since(*since) > IDLE_TIME);
+            idle.drain(..young).collect()
+        };
+        drop(expired); // outside the lock: it closes sockets
+    }
+
+    /// Closes what is idle. What is in use is closed when its request ends.
+    pub(crate) fn clear(&self) {
+        let idle = std::mem::take(&mut *lock(&self.idle));
+        let shared = lock(&self.shared).take();
+        drop((idle, shared));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

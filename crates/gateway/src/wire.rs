@@ -1,0 +1,240 @@
+//! A client's connection as hyper sees it.
+//!
+//! Promises, for HTTP/1: what [`Scanner`] refuses reaches hyper as an error it answers with
+//! 400; a head that does not arrive in time and a body that stands still end the connection;
+//! and a connection that ends with input unread lingers, so that the last response is not
+//! destroyed by a reset (RFC 9112, 9.6). HTTP/2 passes untouched.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::config::Limits;
+use crate::strict::{Scan, Scanner};
+
+/// How long, and for how many bytes, a connection lingers.
+const LINGER: (Duration, usize) = (Duration::from_secs(2), 1 << 20);
+
+/// Tells the wire how a request with `Upgrade` was answered.
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    state: AtomicU8,
+    waker: AtomicWaker,
+}
+
+const UNDECIDED: u8 = 0;
+const HTTP: u8 = 1;
+const TUNNEL: u8 = 2;
+
+impl Turn {
+    /// The request was answered; `tunnel`: with 101.
+    pub(crate) fn decide(&self, tunnel: bool) {
+        self.state.store(if tunnel { TUNNEL } else { HTTP }, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+/// A client's connection.
+pub(crate) struct Wire<S> {
+    stream: S,
+    /// Read, and not passed on yet.
+    held: Bytes,
+    /// `None`: the bytes are not HTTP/1.
+    http1: Option<Http1>,
+}
+
+struct Http1 {
+    scanner: Scanner,
+    turn: Arc<Turn>,
+    head_time: Duration,
+    body_stall: Duration,
+    /// Runs while a head is incomplete or a body stands still.
+    timer: Option<Pin<Box<Sleep>>>,
+    timing: Timing,
+    /// Bytes that may still be discarded, once the connection lingers.
+    linger: Option<usize>,
+    refused: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Timing {
+    Nothing,
+    Head,
+    Body,
+    Linger,
+}
+
+impl<S> Wire<S> {
+    /// A connection that speaks HTTP/1; `held` was read of it already.
+    pub(crate) fn http1(stream: S, held: Bytes, turn: Arc<Turn>, limits: &Limits) -> Self {
+        let http1 = Http1 {
+            scanner: Scanner::new(limits.head_bytes),
+            turn,
+            head_time: limits.head_time,
+            body_stall: limits.body_stall,
+            timer: None,
+            timing: Timing::Nothing,
+            linger: None,
+            refused: false,
+        };
+        Self { stream, held, http1: Some(http1) }
+    }
+
+    /// A connection that speaks HTTP/2; `held` was read of it already.
+    pub(crate) fn http2(stream: S, held: Bytes) -> Self {
+        Self { stream, held, http1: None }
+    }
+}
+
+impl Http1 {
+    /// Runs the timer for `timing`, from now unless it runs for that already.
+    fn time(&mut self, timing: Timing, length: Duration) {
+        if self.timing != timing {
+            self.timing = timing;
+            match &mut self.timer {
+                Some(timer) => timer.as_mut().reset(Instant::now() + length),
+                None => self.timer = Some(Box::pin(sleep(length))),
+            }
+        }
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match (&mut self.timer, self.timing) {
+            (None, _) | (_, Timing::Nothing) => Poll::Pending,
+            (Some(timer), _) => timer.as_mut().poll(cx),
+        }
+    }
+
+    /// Whether bytes may be read, and as what.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<u8> {
+        if !self.scanner.undecided() {
+            return Poll::Ready(HTTP);
+        }
+        self.turn.waker.register(cx.waker());
+        match self.turn.state.swap(UNDECIDED, Ordering::AcqRel) {
+            UNDECIDED => Poll::Pending,
+            decision => {
+                self.scanner.resume();
+                Poll::Ready(decision)
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if let Some(http1) = &mut this.http1
+            && ready!(http1.poll_turn(cx)) == TUNNEL
+        {
+            this.http1 = None;
+        }
+        let start = buf.filled().len();
+        if !this.held.is_empty() {
+            let taken = this.held.len().min(buf.remaining());
+            buf.put_slice(&this.held[..taken]);
+            this.held.advance(taken);
+        } else if let Poll::Pending = Pin::new(&mut this.stream).poll_read(cx, buf)? {
+            let Some(http1) = &mut this.http1 else { return Poll::Pending };
+            if http1.scanner.in_body() {
+                http1.time(Timing::Body, http1.body_stall);
+            }
+            ready!(http1.poll_timer(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let Some(http1) = &mut this.http1 else { return Poll::Ready(Ok(())) };
+        match http1.scanner.scan(&buf.filled()[start..]) {
+            Scan::Pass => {}
+            Scan::Hold(passed) => {
+                let rest = Bytes::copy_from_slice(&buf.filled()[start + passed..]);
+                this.held = [rest, std::mem::take(&mut this.held)].concat().into();
+                buf.set_filled(start + passed);
+            }
+            Scan::Refuse(at, why) => {
+                tracing::debug!(why, "request refused");
+                // No line may end in NUL: hyper answers 400 and closes.
+                buf.filled_mut()[start + at] = 0;
+                buf.set_filled(start + at + 1);
+                http1.refused = true;
+            }
+        }
+        if http1.scanner.in_head() {
+            http1.time(Timing::Head, http1.head_time);
+        } else {
+            http1.timing = Timing::Nothing;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let Some(http1) = &mut this.http1 else {
+            return Pin::new(&mut this.stream).poll_shutdown(cx);
+        };
+        if http1.linger.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            let unread = http1.refused || http1.scanner.in_body() || http1.scanner.in_head();
+            if !unread {
+                return Poll::Ready(Ok(()));
+            }
+            http1.linger = Some(LINGER.1);
+            http1.time(Timing::Linger, LINGER.0);
+        }
+        let mut scratch = [0; 4096];
+        while let Some(left) = http1.linger
+            && left > 0
+        {
+            let mut buf = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut this.stream).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                    http1.linger = Some(left.saturating_sub(buf.filled().len()));
+                }
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => {
+                    ready!(http1.poll_timer(cx));
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
