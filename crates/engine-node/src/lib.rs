@@ -1,3 +1,15 @@
 //! stead's embedded engine for one Linux machine.
+//!
+//! [`NodeEngine`] is the engine; [`image`] and [`sandbox`] are what it stands on and can be
+//! used without it. What shall happen is decided in `stead-core`; here it is done.
 
+mod cgroup;
+mod clock;
 pub mod image;
+mod logs;
+mod network;
+mod node;
+mod probe;
+pub mod sandbox;
+
+pub use node::{NodeConfig, NodeEngine};
