@@ -1,5 +1,6 @@
 //! Simulators, the engine contract suite, test images with a registry, and the load generator.
 
+pub mod contract;
 pub mod images;
 pub mod load;
 pub mod registry;

@@ -58,6 +58,16 @@ impl SimMachine {
         Time(Micros::from(since + begin.elapsed()).0)
     }
 
+    /// What a defective engine loses: which Containers may get requests.
+    pub(crate) fn forget_traffic(&self) {
+        self.lock().forget_traffic();
+    }
+
+    /// What a defective engine loses: what it works towards.
+    pub(crate) fn forget_fleets(&self) {
+        self.lock().forget_fleets();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Node> {
         self.node.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -90,10 +100,15 @@ impl SimEngine {
     /// An engine on `machine`, which takes over what runs there. There must be no other
     /// engine on it.
     pub fn open(machine: SimMachine, traffic: Arc<dyn Traffic>, events: Arc<dyn Events>) -> Self {
-        machine.lock().restart(machine.now());
+        let opening = {
+            let mut node = machine.lock();
+            node.restart(machine.now());
+            node.restarts()
+        };
         let changed = Arc::new(Notify::new());
         let hints = broadcast::channel(1024).0;
         let worker = Worker {
+            opening,
             machine: machine.clone(),
             changed: changed.clone(),
             hints: hints.clone(),
@@ -146,6 +161,8 @@ impl Drop for SimEngine {
 
 /// Drives the machine: lets its time pass and does the effects it asks for.
 struct Worker {
+    /// Which opening of the machine it works for.
+    opening: u64,
     machine: SimMachine,
     changed: Arc<Notify>,
     hints: broadcast::Sender<AppKey>,
@@ -161,6 +178,10 @@ impl Worker {
             let (effects, due) = {
                 let now = self.machine.now();
                 let mut node = self.machine.lock();
+                if node.restarts() != self.opening {
+                    // Another engine works on the machine now.
+                    return;
+                }
                 node.advance(now);
                 (node.take_effects(), node.next_due())
             };

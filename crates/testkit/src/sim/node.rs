@@ -158,6 +158,7 @@ pub struct Node {
     chance: Chance,
     pace: Pace,
     up: bool,
+    restarts: u64,
     images: BTreeSet<Digest>,
     apps: BTreeMap<AppKey, Held>,
     due: BTreeMap<(Time, u64), Due>,
@@ -175,6 +176,7 @@ impl Node {
             chance: Chance::new(seed),
             pace,
             up: true,
+            restarts: 0,
             images: BTreeSet::new(),
             apps: BTreeMap::new(),
             due: BTreeMap::new(),
@@ -342,11 +344,31 @@ impl Node {
     pub fn restart(&mut self, now: Time) {
         self.advance(now);
         self.up = true;
+        self.restarts += 1;
         for app in self.apps() {
             self.recover(&app);
             self.dirty.insert(app);
         }
         self.settle();
+    }
+
+    /// How often the engine was started again.
+    pub fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
+    /// What a defective engine loses: which Containers may get requests.
+    pub(crate) fn forget_traffic(&mut self) {
+        for process in self.apps.values_mut().flat_map(|held| held.processes.values_mut()) {
+            process.may_get_requests = false;
+        }
+    }
+
+    /// What a defective engine loses: what it works towards.
+    pub(crate) fn forget_fleets(&mut self) {
+        for held in self.apps.values_mut() {
+            held.fleet = None;
+        }
     }
 
     /// Whether the engine runs.

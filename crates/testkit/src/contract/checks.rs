@@ -1,0 +1,343 @@
+//! The checks. Each is an ordinary function; its name is what a report shows.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use stead_core::engine::EngineError;
+use stead_core::error::Code;
+use stead_core::fleet::{FleetSeen, Revision, Trouble, backoff};
+use stead_core::ids::{Generation, Ordinal};
+use stead_core::manifest::{Amount, Manifest, Strategy};
+
+use super::stage::{Stage, Verdict, sandbox, serving};
+use super::witness::Seen;
+
+type Check = for<'a> fn(&'a mut Stage) -> BoxFuture<'a, Verdict>;
+
+macro_rules! checks {
+    ($($name:ident),* $(,)?) => {
+        /// Every check, by name.
+        pub(super) const ALL: &[(&str, Check)] =
+            &[$((stringify!($name), |stage| Box::pin($name(stage)))),*];
+    };
+}
+
+checks![
+    an_unknown_app_is_empty,
+    hints_arrive,
+    applying_again_changes_nothing,
+    a_stale_generation_is_refused,
+    instances_come_and_go_with_the_scale,
+    in_place_keeps_sandbox_and_address,
+    recreate_makes_another_sandbox,
+    a_restart_of_one_touches_one,
+    an_intended_restart_is_no_crash,
+    an_undo_brings_the_old_revision_back,
+    one_of_two_stays_in_service,
+    a_drain_ends_before_a_stop,
+    a_crash_restarts_with_growing_back_off,
+    exit_codes_are_reported,
+    what_is_never_ready_gets_no_requests,
+    a_restarted_engine_finds_everything,
+    a_restart_amid_an_upgrade_still_drains,
+    a_restarted_engine_goes_on_unasked,
+    what_is_forgotten_is_gone,
+];
+
+fn as_is(_: &mut Manifest) {}
+
+fn recreate(settings: &mut Manifest) {
+    settings.rollout.strategy = Strategy::Recreate;
+}
+
+async fn an_unknown_app_is_empty(stage: &mut Stage) -> Verdict {
+    let seen = stage.look().await?;
+    equal("what is seen of an unknown app", &seen, &FleetSeen::default())
+}
+
+async fn hints_arrive(stage: &mut Stage) -> Verdict {
+    let mut hints = stage.engine().hints();
+    let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
+    let fleet = stage.fleet(1, 1, (1, 1), &releases);
+    stage.settle(&fleet).await?;
+    let app = stage.app.clone();
+    let hint = async { hints.by_ref().any(|hint| std::future::ready(hint == app)).await };
+    let wait = Duration::from_secs(5);
+    if tokio::time::timeout(wait, hint).await != Ok(true) {
+        return Err("no hint named the app while it came up".into());
+    }
+    Ok(())
+}
+
+async fn applying_again_changes_nothing(stage: &mut Stage) -> Verdict {
+    let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
+    let mut fleet = stage.fleet(1, 2, (1, 1), &releases);
+    let before = stage.settle(&fleet).await?;
+    stage.apply(&fleet).await?;
+    stage.quiet("the same fleet", |seen| *seen == before).await?;
+    fleet.generation = Generation(2);
+    stage.apply(&fleet).await?;
+    let instances = before.instances;
+    stage.quiet("the same fleet of a newer generation", |s| s.instances == instances).await
+}
+
+async fn a_stale_generation_is_refused(stage: &mut Stage) -> Verdict {
+    let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
+    let new = stage.fleet(7, 1, (1, 1), &releases);
+    let before = stage.settle(&new).await?;
+    match stage.try_apply(&stage.fleet(6, 0, (1, 1), &releases)).await {
+        Err(EngineError::Stale { given: Generation(6), known: Generation(7) }) => {}
+        other => return Err(format!("an older generation was answered with {other:?}")),
+    }
+    stage.quiet("the newer fleet", |seen| *seen == before).await
+}
+
+async fn instances_come_and_go_with_the_scale(stage: &mut Stage) -> Verdict {
+    let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
+    let one = stage.settle(&stage.fleet(1, 1, (1, 1), &releases)).await?;
+    let three = stage.settle(&stage.fleet(2, 3, (1, 1), &releases)).await?;
+    equal("instance 0 after scaling up", &three.instances[&Ordinal(0)], &one.instances[&Ordinal(0)])?;
+    let mut addresses = vec![sandbox(&three, 0)?.1, sandbox(&three, 1)?.1, sandbox(&three, 2)?.1];
+    addresses.sort();
+    addresses.dedup();
+    equal("different addresses", &addresses.len(), &3)?;
+    let down = stage.settle(&stage.fleet(3, 1, (1, 1), &releases)).await?;
+    equal("instance 0 after scaling down", &down.instances[&Ordinal(0)], &one.instances[&Ordinal(0)])?;
+    equal("backends after scaling down", &stage.witness.open().len(), &1)
+}
+
+async fn in_place_keeps_sandbox_and_address(stage: &mut Stage) -> Verdict {
+    let releases = [
+        (1, stage.release(&stage.images.good, as_is).await?),
+        (2, stage.release(&stage.images.second, as_is).await?),
+    ];
+    let old = stage.settle(&stage.fleet(1, 2, (1, 1), &releases[..1])).await?;
+    let new = stage.settle(&stage.fleet(2, 2, (2, 2), &releases)).await?;
+    for ordinal in 0..2 {
+        equal("sandbox and address", &sandbox(&new, ordinal)?, &sandbox(&old, ordinal)?)?;
+        different("container", &serving(&new, ordinal)?.id, &serving(&old, ordinal)?.id)?;
+    }
+    Ok(())
+}
+
+async fn recreate_makes_another_sandbox(stage: &mut Stage) -> Verdict {
+    let releases = [
+        (1, stage.release(&stage.images.good, as_is).await?),
+        (2, stage.release(&stage.images.second, recreate).await?),
+    ];
+    let old = stage.settle(&stage.fleet(1, 1, (1, 1), &releases[..1])).await?;
+    let new = stage.settle(&stage.fleet(2, 1, (2, 2), &releases)).await?;
+    different("sandbox", &sandbox(&new, 0)?.0, &sandbox(&old, 0)?.0)
+}
+
+async fn a_restart_of_one_touches_one(stage: &mut Stage) -> Verdict {
+    let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
+    let mut fleet = stage.fleet(1, 3, (1, 1), &releases);
+    let before = stage.settle(&fleet).await?;
+    fleet.generation = Generation(2);
+    fleet.reruns.insert(Ordinal(1), 2);
+    let after = stage.settle(&fleet).await?;
+    for untouched in [0, 2] {
+        let ordinal = Ordinal(untouched);
+        equal("another instance", &after.instances[&ordinal], &before.instances[&ordinal])?;
+    }
+    equal("its sandbox", &sandbox(&after, 1)?, &sandbox(&before, 1)?)?;
+    different("its container", &serving(&after, 1)?.id, &serving(&before, 1)?.id)
+}
+
+async fn an_intended_restart_is_no_crash(stage: &mut Stage) -> Verdict {
+    let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
+    stage.settle(&stage.fleet(1, 1, (1, 1), &releases)).await?;
+    let seen = stage.settle(&stage.fleet(2, 1, (1, 2), &releases)).await?;
+    let instance = &seen.instances[&Ordinal(0)];
+    equal("crashes", &instance.crashes, &0)?;
+    equal("trouble", &instance.trouble, &None)
+}
+
+async fn an_undo_brings_the_old_revision_back(stage: &mut Stage) -> Verdict {
+    let releases = [
+        (1, stage.release(&stage.images.good, as_is).await?),
+        (2, stage.release(&stage.images.second, as_is).await?),
+    ];
+    stage.settle(&stage.fleet(1, 3, (1, 1), &releases)).await?;
+    stage.apply(&stage.fleet(2, 3, (2, 2), &releases)).await?;
+    let new = Revision { run: 2, ..revision(2) };
+    stage
+        .until("one instance runs the new revision", |seen| {
+            seen.instances.values().any(|i| i.serving().is_some_and(|c| c.revision == new))
+        })
+        .await?;
+    stage.settle(&stage.fleet(3, 3, (1, 1), &releases)).await.map(drop)
+}
+
+async fn one_of_two_stays_in_service(stage: &mut Stage) -> Verdict {
+    let none_out = |settings: &mut Manifest| settings.rollout.max_unavailable = Amount::Count(0);
+    let releases = [
+        (1, stage.release(&stage.images.good, none_out).await?),
+        (2, stage.release(&stage.images.second, none_out).await?),
+    ];
+    stage.settle(&stage.fleet(1, 2, (1, 1), &releases)).await?;
+    let mut open = 2_usize;
+    let mut least = 2_usize;
+    let begin = stage.witness.seen().len();
+    stage.settle(&stage.fleet(2, 2, (2, 2), &releases)).await?;
+    for seen in stage.witness.seen().into_iter().skip(begin) {
+        match seen {
+            Seen::Attached(_) => open += 1,
+            Seen::Draining(_) => open = open.saturating_sub(1),
+            Seen::Detached(_) | Seen::Exited(..) => {}
+        }
+        least = least.min(open);
+    }
+    equal("backends in service at the least", &least, &1)
+}
+
+async fn a_drain_ends_before_a_stop(stage: &mut Stage) -> Verdict {
+    let releases = [
+        (1, stage.release(&stage.images.good, as_is).await?),
+        (2, stage.release(&stage.images.second, as_is).await?),
+    ];
+    let old = stage.settle(&stage.fleet(1, 1, (1, 1), &releases)).await?;
+    stage.settle(&stage.fleet(2, 1, (2, 2), &releases)).await?;
+    stage.settle(&stage.fleet(3, 0, (2, 2), &releases)).await?;
+    let id = serving(&old, 0)?.id.clone();
+    let seen = stage.witness.seen();
+    let at = |what: Seen| seen.iter().position(|s| *s == what);
+    let (drained, exited) = (
+        at(Seen::Detached(id.clone())),
+        seen.iter().position(|s| matches!(s, Seen::Exited(ended, _) if *ended == id)),
+    );
+    match (drained, exited) {
+        (Some(drained), Some(exited)) if drained < exited => Ok(()),
+        _ => Err(format!("the order of container {id} was {seen:?}")),
+    }
+}
+
+async fn a_crash_restarts_with_growing_back_off(stage: &mut Stage) -> Verdict {
+    let releases = [(1, stage.release(&stage.images.crashing, as_is).await?)];
+    stage.apply(&stage.fleet(1, 1, (1, 1), &releases)).await?;
+    let mut before: Option<Trouble> = None;
+    for count in 2..=4 {
+        let what = format!("failure {count}");
+        let seen = stage
+            .until(&what, |seen| trouble(seen).is_some_and(|trouble| trouble.count >= count))
+            .await?;
+        let Some(now) = trouble(&seen).cloned() else { continue };
+        equal("failures counted one by one", &now.count, &count)?;
+        if let Some(before) = before {
+            let (gap, least) = (now.at.since(before.at), backoff(count - 1));
+            if gap < least {
+                return Err(format!("attempt {count} came {gap} after the one before, not {least}"));
+            }
+        }
+        before = Some(now);
+    }
+    let crashes = stage.look().await?.instances[&Ordinal(0)].crashes;
+    if crashes < 4 { Err(format!("4 crashes were counted as {crashes}")) } else { Ok(()) }
+}
+
+async fn exit_codes_are_reported(stage: &mut Stage) -> Verdict {
+    let releases = [(1, stage.release(&stage.images.crashing, as_is).await?)];
+    stage.apply(&stage.fleet(1, 1, (1, 1), &releases)).await?;
+    stage.until("it fails", |seen| trouble(seen).is_some()).await?;
+    let wanted = stage.images.crash_code;
+    let reported = |seen: &Seen| {
+        matches!(seen, Seen::Exited(_, exit)
+            if exit.code == wanted && !exit.intended && !exit.oom_killed)
+    };
+    let witness = stage.witness.clone();
+    let what = format!("an exit with code {wanted} is reported");
+    stage.until(&what, |_| witness.seen().iter().any(reported)).await.map(drop)
+}
+
+async fn what_is_never_ready_gets_no_requests(stage: &mut Stage) -> Verdict {
+    let releases = [(1, stage.release(&stage.images.never_ready, as_is).await?)];
+    stage.apply(&stage.fleet(1, 1, (1, 1), &releases)).await?;
+    let seen = stage.until("it fails", |seen| trouble(seen).is_some()).await?;
+    let code = trouble(&seen).map(|trouble| trouble.error.code);
+    equal("the trouble's code", &code, &Some(Code::NeverReady))?;
+    if stage.witness.attached_any() {
+        return Err("it was attached before it was ready".into());
+    }
+    Ok(())
+}
+
+async fn a_restarted_engine_finds_everything(stage: &mut Stage) -> Verdict {
+    let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
+    let fleet = stage.fleet(1, 2, (1, 1), &releases);
+    let before = stage.settle(&fleet).await?;
+    stage.restart_engine().await;
+    equal("apps", &apps(stage).await?.contains(&stage.app.to_string()), &true)?;
+    stage.apply(&fleet).await?;
+    let after = stage.reach(&fleet).await?;
+    for ordinal in 0..2 {
+        equal("sandbox and address", &sandbox(&after, ordinal)?, &sandbox(&before, ordinal)?)?;
+        let (old, new) = (serving(&before, ordinal)?, serving(&after, ordinal)?);
+        equal("container", &new.id, &old.id)?;
+    }
+    Ok(())
+}
+
+async fn a_restart_amid_an_upgrade_still_drains(stage: &mut Stage) -> Verdict {
+    let releases = [
+        (1, stage.release(&stage.images.good, as_is).await?),
+        (2, stage.release(&stage.images.second, as_is).await?),
+    ];
+    stage.settle(&stage.fleet(1, 2, (1, 1), &releases)).await?;
+    let upgrade = stage.fleet(2, 2, (2, 2), &releases);
+    stage.apply(&upgrade).await?;
+    stage.restart_engine().await;
+    // The order of stops and drains is looked at in the verdict of every check.
+    stage.settle(&upgrade).await?;
+    equal("backends at the end", &stage.witness.open().len(), &2)
+}
+
+async fn a_restarted_engine_goes_on_unasked(stage: &mut Stage) -> Verdict {
+    let releases = [(1, stage.release(&stage.images.crashing, as_is).await?)];
+    stage.apply(&stage.fleet(1, 1, (1, 1), &releases)).await?;
+    stage.until("it fails", |seen| trouble(seen).is_some_and(|t| t.count >= 2)).await?;
+    stage.restart_engine().await;
+    let begin = stage.witness.seen().len();
+    let witness = stage.witness.clone();
+    let again = move |_: &FleetSeen| {
+        witness.seen().iter().skip(begin).any(|seen| matches!(seen, Seen::Exited(..)))
+    };
+    stage.until("it is started again, and ends again", again).await.map(drop)
+}
+
+async fn what_is_forgotten_is_gone(stage: &mut Stage) -> Verdict {
+    let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
+    stage.settle(&stage.fleet(1, 1, (1, 1), &releases)).await?;
+    if stage.engine().forget(&stage.app, false).await.is_ok() {
+        return Err("an app with an instance was forgotten".into());
+    }
+    stage.settle(&stage.fleet(2, 0, (1, 1), &releases)).await?;
+    equal("backends", &stage.witness.open().len(), &0)?;
+    let forgotten = stage.engine().forget(&stage.app, false).await;
+    forgotten.map_err(|error| format!("forget fails: {error}"))?;
+    equal("apps", &apps(stage).await?.contains(&stage.app.to_string()), &false)?;
+    // A new App of this name starts from nothing.
+    stage.settle(&stage.fleet(1, 1, (1, 1), &releases)).await.map(drop)
+}
+
+fn revision(release: u32) -> Revision {
+    Revision { release: stead_core::ids::ReleaseNo(release), run: 0 }
+}
+
+fn trouble(seen: &FleetSeen) -> Option<&Trouble> {
+    seen.instances.get(&Ordinal(0))?.trouble.as_ref()
+}
+
+async fn apps(stage: &Stage) -> Result<Vec<String>, String> {
+    let apps = stage.engine().apps().await.map_err(|error| format!("apps fails: {error}"))?;
+    Ok(apps.iter().map(ToString::to_string).collect())
+}
+
+fn equal<T: PartialEq + std::fmt::Debug>(what: &str, found: &T, wanted: &T) -> Verdict {
+    if found == wanted { Ok(()) } else { Err(format!("{what}: {found:?} instead of {wanted:?}")) }
+}
+
+fn different<T: PartialEq + std::fmt::Debug>(what: &str, found: &T, other: &T) -> Verdict {
+    if found != other { Ok(()) } else { Err(format!("{what}: still {found:?}")) }
+}
