@@ -1,0 +1,182 @@
+//! How a change of an App is committed: load, decide, compare-and-set, again if somebody
+//! else was faster.
+
+use axum::Json;
+use axum::extract::FromRequestParts;
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{HeaderMap, StatusCode, header};
+use stead_core::api::Accepted;
+use stead_core::app::App;
+use stead_core::error::{Code, UserError};
+use stead_core::event::Fact;
+use stead_core::ids::Generation;
+use stead_core::name::AppKey;
+use stead_core::rollout::{Phase, Rollout};
+
+use super::problem::Problem;
+use super::{Api, no_app};
+use crate::auth::Caller;
+use crate::clock;
+use crate::reconcile::note;
+use crate::store::{StoreError, Versioned, Write, rollout_key};
+
+/// How often a change is decided anew when others commit at the same time.
+const ATTEMPTS: usize = 50;
+
+/// What a verb decided.
+pub(super) struct Decision {
+    /// The App as it shall be.
+    pub(super) app: App,
+    /// Documents that are committed with it.
+    pub(super) beside: Vec<Write>,
+    /// What was done, for people: a clause without a subject.
+    pub(super) what: String,
+}
+
+/// The generation that the caller's change was made for, if they named one.
+pub(super) struct IfMatch(Option<Generation>);
+
+impl<S: Sync> FromRequestParts<S> for IfMatch {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        read_if_match(&parts.headers).map(Self)
+    }
+}
+
+fn read_if_match(headers: &HeaderMap) -> Result<Option<Generation>, Problem> {
+    let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    text.trim_matches('"').parse().map(Some).map_err(|_| {
+        UserError::new(
+            Code::BadRequest,
+            format!("If-Match is a generation in quotes, not {text:?}"),
+            "use the ETag of an earlier answer",
+        )
+        .into()
+    })
+}
+
+/// The `ETag` of a generation.
+pub(super) fn etag(generation: Generation) -> [(http::HeaderName, String); 1] {
+    [(header::ETAG, format!("\"{generation}\""))]
+}
+
+/// The answer to a change.
+pub(super) struct Committed(pub(super) Accepted);
+
+impl IntoResponse for Committed {
+    fn into_response(self) -> Response {
+        (StatusCode::ACCEPTED, etag(self.0.generation), Json(self.0)).into_response()
+    }
+}
+
+impl Api {
+    /// Changes an App that exists. `decide` may be called several times; `None` means that
+    /// there is nothing to do.
+    pub(super) async fn change(
+        &self,
+        caller: &Caller,
+        key: &AppKey,
+        IfMatch(expected): IfMatch,
+        decide: impl Fn(App) -> Result<Option<Decision>, Problem>,
+    ) -> Result<Committed, Problem> {
+        let decide = |app: Option<App>| decide(app.ok_or_else(|| no_app(key))?);
+        self.change_or_create(caller, key, IfMatch(expected), decide).await
+    }
+
+    /// The same for an App that need not exist.
+    pub(super) async fn change_or_create(
+        &self,
+        caller: &Caller,
+        key: &AppKey,
+        IfMatch(expected): IfMatch,
+        decide: impl Fn(Option<App>) -> Result<Option<Decision>, Problem>,
+    ) -> Result<Committed, Problem> {
+        for _ in 0..ATTEMPTS {
+            let stored: Option<Versioned<App>> = self.store.get(&key.to_string())?;
+            let seen = stored.as_ref().map(|stored| stored.generation);
+            matches_expected(key, seen, expected)?;
+            let before = stored.map(|stored| stored.value);
+            if before.as_ref().is_some_and(|app| app.deleted) {
+                return Err(being_deleted(key).into());
+            }
+            let active = before.as_ref().and_then(App::active).cloned();
+            let Some(Decision { app, beside, what }) = decide(before.clone())? else {
+                let app = before.ok_or_else(|| no_app(key))?;
+                return Ok(Committed(accepted(&app)));
+            };
+            let mut writes = vec![Write::app(seen, &app)?];
+            writes.extend(beside);
+            if let Some(over) = active.and_then(|active| what_became(active, &app)) {
+                writes.push(Write::set(rollout_key(key, over.number), &over)?);
+            }
+            match self.store.commit(writes).await {
+                Ok(()) => {
+                    let by = caller.name.clone();
+                    tracing::info!(app = %key, by, what, generation = %app.generation, "changed");
+                    note(&self.events, key, Fact::Changed { by, what });
+                    return Ok(Committed(accepted(&app)));
+                }
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(UserError::new(
+            Code::Conflict,
+            format!("app {key} is being changed by others without a pause"),
+            "try again",
+        )
+        .into())
+    }
+}
+
+fn accepted(app: &App) -> Accepted {
+    Accepted {
+        app: app.key.clone(),
+        generation: app.generation,
+        rollout: app.active().map(|rollout| rollout.number),
+        release: app.target().map(|target| target.release),
+    }
+}
+
+/// The Rollout that was under way before the change, if it is over now.
+fn what_became(mut before: Rollout, app: &App) -> Option<Rollout> {
+    match &app.rollout {
+        Some(now) if now.number == before.number => now.phase.is_final().then(|| now.clone()),
+        _ => {
+            before.phase = Phase::Superseded { at: clock::now() };
+            Some(before)
+        }
+    }
+}
+
+fn matches_expected(
+    key: &AppKey,
+    seen: Option<Generation>,
+    expected: Option<Generation>,
+) -> Result<(), Problem> {
+    match expected {
+        Some(expected) if seen != Some(expected) => {
+            let seen = seen.map_or("gone".to_owned(), |seen| format!("at generation {seen}"));
+            Err(Problem::precondition(UserError::new(
+                Code::Conflict,
+                format!("app {key} is {seen}; the change was made for generation {expected}"),
+                "look at it again and repeat the change if it is still wanted",
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn being_deleted(key: &AppKey) -> UserError {
+    UserError::new(
+        Code::Conflict,
+        format!("app {key} is being deleted"),
+        "wait until it is gone; it can be deployed again then",
+    )
+}

@@ -1,0 +1,142 @@
+//! `deploy` and changes of the environment: verbs that make a Release.
+
+use axum::extract::{Extension, Path, State};
+use serde::Deserialize;
+use stead_core::api::{Accepted, DeployRequest, EnvRequest, ProblemJson};
+use stead_core::error::{Code, UserError};
+use stead_core::event::{Fact, PhaseName};
+use stead_core::ids::Digest;
+use stead_core::manifest::Manifest;
+use stead_core::name::AppKey;
+use stead_core::rollout::RolloutKind;
+
+use super::change::{Committed, IfMatch};
+use super::problem::Problem;
+use super::release::{Author, changed_env, read_manifest};
+use super::request::Body;
+use super::verbs::nothing_released;
+use super::{Api, AppPath, Handle};
+use crate::auth::Caller;
+use crate::clock;
+use crate::reconcile::note;
+
+/// [`DeployRequest`], with the manifest as it came: its own reader reports every problem.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Deploy {
+    manifest: serde_json::Value,
+    #[serde(default)]
+    message: Option<String>,
+}
+
+/// Makes a Release and rolls it out. The App is created if there is none.
+#[utoipa::path(post, path = "/api/v1/namespaces/{ns}/apps/{app}/deploy", tag = "change",
+    params(("ns" = String, Path), ("app" = String, Path)), request_body = DeployRequest,
+    responses((status = 202, body = Accepted), (status = "default", body = ProblemJson)))]
+pub(super) async fn deploy(
+    State(api): Handle,
+    Extension(caller): Extension<Caller>,
+    Path(path): Path<AppPath>,
+    if_match: IfMatch,
+    Body(request): Body<Deploy>,
+) -> Result<Committed, Problem> {
+    let asked = clock::now();
+    let key = path.key()?;
+    let manifest = read_manifest(&request.manifest)?;
+    if manifest.key() != key {
+        return Err(UserError::new(
+            Code::BadRequest,
+            format!("the manifest is of app {}, the request of app {key}", manifest.key()),
+            "deploy it under its own name",
+        )
+        .into());
+    }
+    if !api.has_namespace(&key.namespace)? {
+        return Err(UserError::new(
+            Code::NotFound,
+            format!("there is no namespace {}", key.namespace),
+            format!("create it with `stead namespace create {}`", key.namespace),
+        )
+        .into());
+    }
+    api.check_hosts(&key, &manifest)?;
+    let (digest, here) =
+        tokio::join!(api.engine.resolve(&manifest.source), api.images_here());
+    let digest = digest?;
+    let took = clock::now().since(asked);
+    let image_here = here.contains(&digest);
+    let author = Author { by: caller.name.clone(), message: request.message, asked };
+    let committed = api
+        .change_or_create(&caller, &key, if_match, |app| {
+            api.decide_release(app, &manifest, &digest, &author, RolloutKind::Deploy, image_here)
+        })
+        .await?;
+    note(&api.events, &key, Fact::Phase { phase: PhaseName::Resolve, begun: asked, took });
+    Ok(committed)
+}
+
+/// Sets and removes environment variables: a Release that differs in them alone.
+#[utoipa::path(patch, path = "/api/v1/namespaces/{ns}/apps/{app}/env", tag = "change",
+    params(("ns" = String, Path), ("app" = String, Path)), request_body = EnvRequest,
+    responses((status = 202, body = Accepted), (status = "default", body = ProblemJson)))]
+pub(super) async fn change_env(
+    State(api): Handle,
+    Extension(caller): Extension<Caller>,
+    Path(path): Path<AppPath>,
+    if_match: IfMatch,
+    Body(request): Body<EnvRequest>,
+) -> Result<Committed, Problem> {
+    let key = path.key()?;
+    let author = Author { by: caller.name.clone(), message: None, asked: clock::now() };
+    let image_here = match api.current_image(&key)? {
+        Some(image) => api.images_here().await.contains(&image),
+        None => false,
+    };
+    api.change(&caller, &key, if_match, |app| {
+        let target = app.target().ok_or_else(|| nothing_released(&key))?;
+        let current = api.known_release(&key, target.release)?;
+        let manifest = changed_env(&current.settings, &request)?;
+        if manifest == current.settings {
+            return Ok(None);
+        }
+        let kind = RolloutKind::Config;
+        let decision =
+            api.decide_release(Some(app), &manifest, &current.image, &author, kind, image_here)?;
+        Ok(decision.map(|decision| {
+            let names = request.set.keys().chain(&request.unset).cloned().collect::<Vec<_>>();
+            // Values may be confidential; names are not.
+            let what = format!("changed the environment: {}", names.join(", "));
+            super::change::Decision { what, ..decision }
+        }))
+    })
+    .await
+}
+
+impl Api {
+    /// A host leads to one App: nobody takes another's requests.
+    fn check_hosts(&self, key: &AppKey, manifest: &Manifest) -> Result<(), Problem> {
+        for host in manifest.http.iter().flat_map(|http| &http.hosts) {
+            if let Some(owner) = self.publisher.owner(host.as_str())
+                && owner != *key
+            {
+                let whose = if owner.namespace == key.namespace {
+                    format!("app {owner}")
+                } else {
+                    "an app of another namespace".to_owned()
+                };
+                return Err(UserError::new(
+                    Code::Conflict,
+                    format!("host {host} belongs to {whose}"),
+                    "remove it there first, or use another host",
+                )
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    fn current_image(&self, key: &AppKey) -> Result<Option<Digest>, Problem> {
+        let Some(target) = self.app(key)?.value.target() else { return Ok(None) };
+        Ok(self.release(key, target.release)?.map(|release| release.image))
+    }
+}

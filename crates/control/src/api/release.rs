@@ -1,0 +1,164 @@
+//! New Releases: from a manifest to an image's digest, and into the store.
+
+use std::collections::BTreeSet;
+
+use stead_core::api::EnvRequest;
+use stead_core::app::{App, Change, Release};
+use stead_core::error::{Code, UserError};
+use stead_core::ids::{Digest, ReleaseNo};
+use stead_core::manifest::{EnvName, FileSource, Manifest, parse};
+use stead_core::name::AppKey;
+use stead_core::rollout::RolloutKind;
+use stead_core::time::Time;
+
+use super::Api;
+use super::change::Decision;
+use super::problem::Problem;
+use crate::clock;
+use crate::store::{Kind, StoreError, Write, release_key};
+
+/// Releases that are kept per App, apart from those in use.
+const KEEP: u32 = 50;
+
+/// Who asks for a Release, when and why.
+pub(super) struct Author {
+    pub(super) by: String,
+    pub(super) message: Option<String>,
+    pub(super) asked: Time,
+}
+
+/// Reads a manifest that came as JSON, strictly and whole: all problems are reported at once.
+pub(super) fn read_manifest(json: &serde_json::Value) -> Result<Manifest, Problem> {
+    let parsed = parse(&json.to_string(), "manifest");
+    let manifest = parsed.map_err(|mut problems| {
+        // Places in a text that nobody wrote help nobody.
+        problems.list.iter_mut().for_each(|problem| problem.at = None);
+        Problem::from(problems)
+    })?;
+    let path = manifest.files.iter().find(|(_, source)| matches!(source, FileSource::Path(_)));
+    if let Some((target, _)) = path {
+        return Err(UserError::new(
+            Code::ManifestFileMissing,
+            format!("the content of file {target} was not sent along"),
+            "send {content: …} instead of a path; `stead deploy` does so",
+        )
+        .into());
+    }
+    Ok(manifest)
+}
+
+/// Applies a change of environment variables.
+pub(super) fn changed_env(manifest: &Manifest, request: &EnvRequest) -> Result<Manifest, Problem> {
+    let name = |text: &String| {
+        text.parse::<EnvName>().map_err(|bad| {
+            UserError::new(bad.code, format!("env {text:?}: {bad}"), "correct the name")
+        })
+    };
+    let mut changed = manifest.clone();
+    for (text, value) in &request.set {
+        changed.env.insert(name(text)?, value.clone());
+    }
+    for text in &request.unset {
+        changed.env.remove(&name(text)?);
+    }
+    // The whole is checked like any other manifest: a value may hold what none may hold.
+    let json = serde_json::to_value(&changed).map_err(StoreError::Unwritable)?;
+    read_manifest(&json)
+}
+
+impl Api {
+    /// The decision that gives `app` another Release and rolls it out.
+    pub(super) fn decide_release(
+        &self,
+        app: Option<App>,
+        manifest: &Manifest,
+        image: &Digest,
+        author: &Author,
+        kind: RolloutKind,
+        image_here: bool,
+    ) -> Result<Option<Decision>, Problem> {
+        let key = manifest.key();
+        let mut app = app.unwrap_or_else(|| App::new(key.clone(), manifest.instances, author.asked));
+        let number = app.last_release.next();
+        let mut beside = self.old_releases(&app)?;
+        // Scaling by hand outlives a Release, unless its manifest says another number than
+        // the one before did.
+        if let Some(last) = self.release(&key, app.last_release)?
+            && last.settings.instances != manifest.instances
+        {
+            app.instances = manifest.instances;
+        }
+        let release = Release {
+            app: key.clone(),
+            number,
+            reference: manifest.source.clone(),
+            image: image.clone(),
+            settings: manifest.clone(),
+            created: clock::now(),
+            by: author.by.clone(),
+            message: author.message.clone(),
+        };
+        // A number is given once: a damaged record of that number is nobody's any more.
+        beside.push(Write::set(release_key(&key, number), &release)?);
+        let change = Change {
+            kind,
+            now: author.asked,
+            by: author.by.clone(),
+            message: author.message.clone(),
+            image_here,
+        };
+        app.roll_out(number, manifest, change);
+        let what = format!("deployed {} as release {number}", manifest.source);
+        Ok(Some(Decision { app, beside, what }))
+    }
+
+    /// A Release; `None` if there is none or it is damaged.
+    pub(super) fn release(
+        &self,
+        app: &AppKey,
+        number: ReleaseNo,
+    ) -> Result<Option<Release>, Problem> {
+        match self.store.get::<Release>(&release_key(app, number)) {
+            Ok(stored) => Ok(stored.map(|stored| stored.value)),
+            Err(StoreError::Damaged(damaged)) => {
+                tracing::error!(%damaged, "a release cannot be read");
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A Release, or the error that there is none.
+    pub(super) fn known_release(&self, app: &AppKey, number: ReleaseNo) -> Result<Release, Problem> {
+        self.release(app, number)?.ok_or_else(|| {
+            UserError::new(
+                Code::NotFound,
+                format!("app {app} has no release {number}"),
+                format!("`stead releases {}` lists them", app.app),
+            )
+            .into()
+        })
+    }
+
+    /// Images on the machine. When the engine cannot say, none: that costs time only.
+    pub(super) async fn images_here(&self) -> BTreeSet<Digest> {
+        match self.engine.images().await {
+            Ok(images) => images.into_iter().map(|image| image.digest).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "engine cannot list its images");
+                BTreeSet::new()
+            }
+        }
+    }
+
+    /// Writes that remove Releases which are long past.
+    fn old_releases(&self, app: &App) -> Result<Vec<Write>, Problem> {
+        let Some(limit) = app.last_release.0.checked_sub(KEEP) else { return Ok(Vec::new()) };
+        let needed: Vec<String> =
+            app.releases_needed().iter().map(|number| release_key(&app.key, *number)).collect();
+        let keys = self.store.keys(Kind::Release, &format!("{}/", app.key))?;
+        let end = release_key(&app.key, ReleaseNo(limit));
+        let old = keys.into_iter().filter(|key| *key <= end && !needed.contains(key));
+        Ok(old.map(|key| Write::clear(Kind::Release, key)).collect())
+    }
+}

@@ -1,0 +1,106 @@
+//! Differences of cumulative counters. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use stead_core::api::Ledger;
+use stead_core::ids::ReleaseNo;
+use stead_core::routes::{AppReport, Outcomes, ReleaseReport};
+
+/// The counters of one App in one gateway that are booked.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub(super) struct AppCounters {
+    unsent: Ended,
+    pub(super) releases: BTreeMap<ReleaseNo, ReleaseCounters>,
+}
+
+/// The counters of one Release in one gateway that are booked.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub(super) struct ReleaseCounters {
+    received: u64,
+    pub(super) in_flight: u64,
+    ended: Ended,
+}
+
+/// Counters of requests that ended.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+struct Ended {
+    completed: u64,
+    client_aborted: u64,
+    failed: BTreeMap<String, u64>,
+}
+
+/// Adds to `totals` what came since `last`, and makes `report` the last. Gives the Releases
+/// whose total or gauge changed. `shown` takes what never reached a Backend; while it is not
+/// known, that waits for the next report.
+pub(super) fn book(
+    last: &mut AppCounters,
+    report: &AppReport,
+    shown: Option<ReleaseNo>,
+    totals: &mut BTreeMap<ReleaseNo, Ledger>,
+) -> Vec<ReleaseNo> {
+    let mut changed = Vec::new();
+    for release in &report.releases {
+        let last = last.releases.entry(release.release).or_default();
+        let new = ReleaseCounters::of(release);
+        if *last == new {
+            continue;
+        }
+        let total = totals.entry(release.release).or_default();
+        total.received += since(last.received, new.received);
+        last.ended.difference(&new.ended, total);
+        *last = new;
+        changed.push(release.release);
+    }
+    let unsent = Ended::of(&report.unsent);
+    if let Some(shown) = shown.filter(|_| last.unsent != unsent) {
+        let total = totals.entry(shown).or_default();
+        total.received += last.unsent.difference(&unsent, total);
+        last.unsent = unsent;
+        changed.push(shown);
+    }
+    changed
+}
+
+impl ReleaseCounters {
+    fn of(report: &ReleaseReport) -> Self {
+        Self {
+            // One that moved on is counted by the Backend that took it in the end.
+            received: report.received.saturating_sub(report.moved),
+            in_flight: report.in_flight,
+            ended: Ended::of(&report.outcomes),
+        }
+    }
+}
+
+impl Ended {
+    fn of(outcomes: &Outcomes) -> Self {
+        Self {
+            completed: outcomes.completed,
+            client_aborted: outcomes.client_aborted,
+            failed: outcomes.failed.iter().map(|(r, n)| (r.as_str().to_owned(), *n)).collect(),
+        }
+    }
+
+    /// Adds to `total` what `new` has more than this. Gives how many requests that are.
+    fn difference(&self, new: &Ended, total: &mut Ledger) -> u64 {
+        let completed = since(self.completed, new.completed);
+        let aborted = since(self.client_aborted, new.client_aborted);
+        total.completed += completed;
+        total.client_aborted += aborted;
+        let mut all = completed + aborted;
+        for (reason, count) in &new.failed {
+            let more = since(self.failed.get(reason).copied().unwrap_or(0), *count);
+            if more > 0 {
+                *total.failed.entry(reason.clone()).or_default() += more;
+                all += more;
+            }
+        }
+        all
+    }
+}
+
+/// What a counter grew by. One that is smaller than before began anew.
+fn since(last: u64, now: u64) -> u64 {
+    if now >= last { now - last } else { now }
+}

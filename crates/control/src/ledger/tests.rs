@@ -1,0 +1,90 @@
+use std::collections::BTreeMap;
+
+use stead_core::ids::Generation;
+use stead_core::routes::{AppReport, FailReason, Latency, Outcomes, ReleaseReport};
+
+use super::*;
+
+fn report(started: u64, completed: u64, in_flight: u64, unsent: u64) -> Report {
+    Report {
+        started: Time(started),
+        generation: Generation(1),
+        draining: false,
+        apps: vec![AppReport {
+            app: app(),
+            received: completed + in_flight + unsent,
+            in_flight,
+            parked: 0,
+            unsent: Outcomes {
+                failed: BTreeMap::from([(FailReason::ParkTimeout, unsent)]),
+                ..Outcomes::default()
+            },
+            releases: vec![ReleaseReport {
+                release: ReleaseNo(1),
+                received: completed + in_flight + 3,
+                moved: 3,
+                in_flight,
+                outcomes: Outcomes { completed, ..Outcomes::default() },
+                answered: [0; 5],
+                latency: Latency::default(),
+            }],
+        }],
+    }
+}
+
+fn app() -> AppKey {
+    "default/web".parse().unwrap()
+}
+
+fn only(ledgers: &Ledgers) -> Ledger {
+    let mut all = ledgers.of(&app());
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.remove(0).ledger
+}
+
+fn open() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("state.db")).unwrap();
+    (dir, store)
+}
+
+#[tokio::test]
+async fn differences_add_up_over_gateways_and_restarts_of_serve() {
+    let (_dir, store) = open();
+    let ledgers = Ledgers::load(&store).unwrap();
+    ledgers.show(&app(), ReleaseNo(1));
+    let me = std::process::id();
+    ledgers.report(me, report(7, 10, 2, 0));
+    ledgers.report(me, report(7, 10, 2, 0));
+    ledgers.report(1, report(8, 5, 1, 0));
+    let ledger = only(&ledgers);
+    assert_eq!((ledger.received, ledger.completed, ledger.in_flight), (18, 15, 3));
+    assert!(ledger.balances(), "{ledger:?}");
+    ledgers.persist(&store).await.unwrap();
+
+    // serve is killed and started again; the gateway counted on.
+    let ledgers = Ledgers::load(&store).unwrap();
+    ledgers.report(me, report(7, 20, 0, 4));
+    assert_eq!(only(&ledgers).failures(), 0, "not booked before it is known for which release");
+    ledgers.show(&app(), ReleaseNo(1));
+    ledgers.report(me, report(7, 20, 0, 4));
+    let ledger = only(&ledgers);
+    assert_eq!((ledger.received, ledger.completed, ledger.in_flight), (30, 25, 1));
+    assert_eq!(ledger.failed["park_timeout"], 4);
+    assert!(ledger.balances(), "{ledger:?}");
+}
+
+#[tokio::test]
+async fn what_a_killed_gateway_had_under_way_was_cut() {
+    let (_dir, store) = open();
+    let ledgers = Ledgers::load(&store).unwrap();
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    ledgers.report(child.id(), report(7, 1, 2, 0));
+    ledgers.persist(&store).await.unwrap();
+    child.wait().unwrap();
+    ledgers.persist(&store).await.unwrap();
+    let ledger = only(&ledgers);
+    assert_eq!((ledger.failed["cut"], ledger.in_flight), (2, 0));
+    assert!(ledger.balances(), "{ledger:?}");
+    assert!(store.keys(Kind::Counters, "").unwrap().is_empty());
+}
