@@ -80,18 +80,27 @@ impl Outcome {
     }
 }
 
-/// Measures `rounds` rounds of every contestant, in turns. One who fails is measured no more.
-pub(crate) fn interleave(mut contestants: Vec<Contestant<'_>>, rounds: usize) -> Vec<Row> {
+/// Measures `rounds` rounds of every contestant, in turns, after one that warms caches and is not
+/// counted. One who fails is measured no more.
+pub(crate) fn interleave(contestants: Vec<Contestant<'_>>, rounds: usize) -> Vec<Row> {
+    turns(contestants, 1, rounds)
+}
+
+/// The same for what takes so long that nothing has to be warmed.
+pub(crate) fn interleave_cold(contestants: Vec<Contestant<'_>>, rounds: usize) -> Vec<Row> {
+    turns(contestants, 0, rounds)
+}
+
+fn turns(mut contestants: Vec<Contestant<'_>>, warm: usize, rounds: usize) -> Vec<Row> {
     let mut figures: Vec<(Vec<f64>, Option<String>)> =
         contestants.iter().map(|_| (Vec::new(), None)).collect();
-    // The first round warms caches and is not counted.
-    for round in 0..=rounds {
+    for round in 0..warm + rounds {
         for (contestant, (figures, trouble)) in contestants.iter_mut().zip(&mut figures) {
             if trouble.is_some() {
                 continue;
             }
             match (contestant.measure)() {
-                Ok(_) if round == 0 => {}
+                Ok(_) if round < warm => {}
                 Ok(figure) => figures.push(figure),
                 Err(error) => *trouble = Some(format!("{error:#}")),
             }

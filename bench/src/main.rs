@@ -7,6 +7,7 @@
 
 mod answer;
 mod contest;
+mod engine;
 mod goals;
 mod peers;
 mod platform;

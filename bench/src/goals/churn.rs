@@ -1,11 +1,13 @@
 //! Goal 2: how many containers per second are created, run to their end and cleaned up.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
 use anyhow::anyhow;
 
 use crate::contest::{Better, Contestant, Outcome, interleave};
+use crate::engine::Engine;
 use crate::peers::{Job, Runtime};
 use crate::workshop::Workshop;
 
@@ -14,6 +16,18 @@ const EACH: usize = 10;
 
 pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<Vec<Outcome>> {
     let mut contestants = Vec::new();
+    if workshop.wants("stead") {
+        // A pool hides nothing here: it is empty as fast as it is filled.
+        let engine = Arc::new(Engine::open("stbchurn", workshop.folder(), 4)?);
+        for workers in [1, 8] {
+            let engine = Arc::clone(&engine);
+            contestants.push(Contestant::new(format!("stead, {workers} workers"), move || {
+                let start = Instant::now();
+                engine.run_many(workers, EACH)?;
+                Ok((workers * EACH) as f64 / start.elapsed().as_secs_f64())
+            }));
+        }
+    }
     for program in workshop.wanted(["crun", "runc"]) {
         let runtime = workshop.runtime(program)?;
         for workers in [1, 8] {
@@ -29,7 +43,11 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
         unit: "per second",
         better: Better::More,
         rows: interleave(contestants, rounds),
-        notes: Vec::new(),
+        notes: vec![
+            "stead's engine is called in process; every Sandbox has a link and an address, the \
+             peers' containers have an empty network namespace."
+                .to_owned(),
+        ],
     }])
 }
 

@@ -2,12 +2,23 @@
 
 use crate::answer::timed;
 use crate::contest::{Better, Contestant, Outcome, interleave};
+use crate::engine::Engine;
 use crate::peers::Job;
 use crate::workshop::Workshop;
 
 pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<Vec<Outcome>> {
     let env = ["EXIT_AT_ONCE=0".to_owned()];
     let mut contestants = Vec::new();
+    for (name, short, pool) in [("stead, pooled", "stbpool", 4), ("stead, unpooled", "stbnone", 0)]
+    {
+        if workshop.wants(name) {
+            let engine = Engine::open(short, workshop.folder(), pool)?;
+            contestants.push(Contestant::new(name, move || {
+                engine.settle();
+                timed(|| engine.run_once())
+            }));
+        }
+    }
     for program in workshop.wanted(["crun", "runc"]) {
         let runtime = workshop.runtime(program)?;
         let id = format!("stead-bench-{program}-create");
@@ -21,6 +32,10 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
         better: Better::Less,
         rows: interleave(contestants, rounds),
         notes: vec![
+            "stead's engine is called in process: its API has no call for a program that runs \
+             once. It makes a Sandbox with user and network namespace, link and address; pooled, \
+             that was done before."
+                .to_owned(),
             "The peers get an empty network namespace and a bundle that is already written."
                 .to_owned(),
         ],

@@ -5,7 +5,7 @@ use std::thread;
 use anyhow::anyhow;
 
 use crate::answer::{timed, wait_for};
-use crate::contest::{Better, Contestant, Outcome, interleave};
+use crate::contest::{Better, Contestant, Outcome, interleave_cold};
 use crate::goals::loopback;
 use crate::peers::{Job, Podman, Runtime};
 use crate::platform::Platform;
@@ -34,7 +34,7 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
         goal: "10x podman, 4x crun",
         unit: "ms",
         better: Better::Less,
-        rows: interleave(contestants, rounds),
+        rows: interleave_cold(contestants, rounds),
         notes: vec![
             "crun's containers share the host's network; stead's and podman's have their own."
                 .to_owned(),

@@ -151,6 +151,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn attacks_have_names_of_their_own_and_a_bomb_is_small() {
+        let attacks = attacks();
+        let names: std::collections::BTreeSet<_> =
+            attacks.iter().map(|attack| attack.name).collect();
+        assert_eq!(names.len(), attacks.len());
+        let bomb = attacks.iter().find(|attack| attack.name == "bomb").unwrap();
+        let layer = &bomb.image.layers[0];
+        assert!(layer.bytes.len() * 900 < layer.tar.len(), "{} bytes", layer.bytes.len());
+    }
+
+    #[test]
     fn an_attack_says_what_it_means_to() {
         let entry = Entry::new(tar::EntryType::Link, "passwd").to("/etc/passwd").bytes();
         let mut archive = tar::Archive::new(entry.as_slice());
