@@ -122,7 +122,7 @@ fn parse(text: &str) -> Result<Reference, String> {
 
 /// Docker's rule: the first part is a host when it cannot be a folder on Docker Hub.
 fn is_host(part: &str) -> bool {
-    part.contains(['.', ':', '[']) || part == "localhost" || part.chars().any(char::is_uppercase)
+    part.contains(['.', ':', '[']) || part == "localhost"
 }
 
 fn check_host(host: &str) -> Result<(), String> {
@@ -235,6 +235,7 @@ mod tests {
         for (text, hint) in [
             ("", "missing"),
             ("Nginx", "lower case"),
+            ("Team/web", "lower case"),
             ("https://reg.example/web", "scheme"),
             ("reg.example/", "missing"),
             ("reg.example/../web", "\"..\""),

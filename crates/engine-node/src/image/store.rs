@@ -118,7 +118,7 @@ pub(super) struct Inner {
     boot: String,
     state: Mutex<State>,
     /// Records not yet synced.
-    unsettled: watch::Sender<usize>,
+    unsettled: Arc<watch::Sender<usize>>,
     _lock: File,
 }
 
@@ -191,7 +191,7 @@ impl ImageStore {
             options,
             boot: boot.trim().to_owned(),
             state: Mutex::default(),
-            unsettled: watch::Sender::new(0),
+            unsettled: Arc::new(watch::Sender::new(0)),
             _lock: lock,
         });
         inner.load()?;
@@ -333,12 +333,20 @@ impl Inner {
         digest: &Digest,
         name: Option<&Reference>,
     ) -> Result<Option<Arc<Image>>, ImageError> {
-        let mut state = self.state();
+        self.touch_in(&mut self.state(), digest, name)
+    }
+
+    fn touch_in(
+        &self,
+        state: &mut State,
+        digest: &Digest,
+        name: Option<&Reference>,
+    ) -> Result<Option<Arc<Image>>, ImageError> {
         let Some((record, image)) = state.images.get_mut(digest) else { return Ok(None) };
         record.last_used = now();
         let image = Arc::clone(image);
         self.write_record(record)?;
-        self.name(&mut state, digest, name)?;
+        self.name(state, digest, name)?;
         Ok(Some(image))
     }
 
@@ -371,6 +379,11 @@ impl Inner {
         layers: Vec<LayerRecord>,
         name: Option<&Reference>,
     ) -> Result<Arc<Image>, ImageError> {
+        let mut state = self.state();
+        // Somebody else may have completed it in the meantime.
+        if let Some(image) = self.touch_in(&mut state, digest, name)? {
+            return Ok(image);
+        }
         let record = Record {
             digest: digest.clone(),
             blobs,
@@ -381,7 +394,6 @@ impl Inner {
             boot: Some(self.boot.clone()),
         };
         let image = Arc::new(self.image(&record));
-        let mut state = self.state();
         self.write_record(&record)?;
         state.images.insert(digest.clone(), (record, Arc::clone(&image)));
         self.name(&mut state, digest, name)?;
@@ -392,8 +404,8 @@ impl Inner {
 
     /// Syncs what an image is made of, then says so in its record.
     fn settle(self: &Arc<Self>, digest: Digest) {
-        let inner = Arc::clone(self);
-        inner.unsettled.send_modify(|count| *count += 1);
+        let (inner, unsettled) = (Arc::clone(self), Arc::clone(&self.unsettled));
+        unsettled.send_modify(|count| *count += 1);
         tokio::task::spawn_blocking(move || {
             let settled = File::open(&inner.root)
                 .and_then(|root| Ok(syncfs(root)?))
@@ -408,7 +420,9 @@ impl Inner {
             if let Err(error) = settled {
                 tracing::warn!(%error, %digest, "image may have to be pulled again after a crash of the machine");
             }
-            inner.unsettled.send_modify(|count| *count -= 1);
+            // First: who waits may want to open the store again.
+            drop(inner);
+            unsettled.send_modify(|count| *count -= 1);
         });
     }
 

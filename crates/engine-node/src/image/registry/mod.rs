@@ -389,7 +389,7 @@ impl Repository {
         Ok(url)
     }
 
-    /// Answers a 401: afterwards `self.authorization` differs from `used`.
+    /// Answers a 401 to a request that carried `used`.
     async fn authorize(
         &self,
         used: Option<HeaderValue>,
@@ -413,15 +413,10 @@ impl Repository {
                     self.token(realm, service.as_deref(), scope.as_deref(), credentials).await?;
                 format!("Bearer {token}")
             }
-            (Some(Challenge::Basic), Some(credentials)) if used.is_none() => {
+            (Some(Challenge::Basic), Some(credentials)) => {
                 use base64::Engine as _;
                 let pair = format!("{}:{}", credentials.user, credentials.password);
                 format!("Basic {}", base64::prelude::BASE64_STANDARD.encode(pair))
-            }
-            (Some(Challenge::Basic), Some(_)) => {
-                // Not kept: they may be right for the next repository, or corrected by then.
-                *current = None;
-                return Err(self.denied("it does not accept the credentials").into());
             }
             (Some(Challenge::Basic), None) => {
                 return Err(self.denied("it wants credentials, and there are none").into());
@@ -489,7 +484,10 @@ impl Repository {
                     None => path.trim_start_matches("/v2/").to_owned(),
                 },
             }),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.denied(&said).into(),
+            StatusCode::UNAUTHORIZED => self
+                .denied(&format!("it does not accept the credentials, or wants some: {said}"))
+                .into(),
+            StatusCode::FORBIDDEN => self.denied(&said).into(),
             StatusCode::TOO_MANY_REQUESTS => Failure::Passing {
                 error: ImageError::RateLimited { registry: self.host.clone(), retry_after },
                 after: retry_after,
