@@ -32,7 +32,7 @@ pub(crate) struct Container {
     report: OwnedFd,
     cgroup: wire::Cgroup,
     seccomp: Option<String>,
-    program: String,
+    process: wire::Process,
 }
 
 enum Phase {
@@ -105,7 +105,7 @@ impl Container {
             report,
             cgroup: wanted.cgroup,
             seccomp: wanted.seccomp,
-            program: wanted.process.argv.into_iter().next().unwrap_or_default(),
+            process: wanted.process,
         };
         Ok((container, phases))
     }
@@ -129,7 +129,7 @@ impl Container {
                     started: 0,
                     finished: started,
                 });
-                Err(Failure::CannotRun { program: self.program.clone(), errno })
+                Err(Failure::CannotRun { program: name_of(&self.process), errno })
             }
             _ => {
                 self.phase = Phase::Running { started };
@@ -222,7 +222,8 @@ impl Container {
         if !self.is_running() {
             return Err(Failure::WrongState(self.state()));
         }
-        let program = Program::new(&wanted.process)?;
+        let process = self.guest(wanted);
+        let program = Program::new(&process)?;
         let lists = program.lists();
         let filter = self.seccomp.as_deref().map(Filter::load).transpose()?;
         let (terminal, terminal_sender) = sys::socket_pair().at("terminal socket")?;
@@ -265,10 +266,27 @@ impl Container {
         sys::set_nonblocking(report.as_fd()).at("report pipe")?;
         if let Some(Report::CannotRun(errno)) = Report::next(report.as_fd()) {
             sys::reap(pid);
-            let program = wanted.process.argv.first().cloned().unwrap_or_default();
-            return Err(Failure::CannotRun { program, errno });
+            return Err(Failure::CannotRun { program: name_of(&process), errno });
         }
         Ok((pid, master))
+    }
+
+    /// The process wanted, with what is not said taken from the main process.
+    fn guest(&self, wanted: &wire::Exec) -> wire::Process {
+        let main = &self.process;
+        let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+        let replaced: Vec<_> = wanted.env.iter().map(|entry| name(entry)).collect();
+        let kept = main.env.iter().filter(|entry| !replaced.contains(&name(entry)));
+        let user = (main.uid, main.gid, main.groups.clone());
+        let (uid, gid, groups) = wanted.user.clone().unwrap_or(user);
+        wire::Process {
+            argv: wanted.argv.clone(),
+            env: kept.chain(&wanted.env).cloned().collect(),
+            cwd: wanted.cwd.clone().unwrap_or_else(|| main.cwd.clone()),
+            uid,
+            gid,
+            groups,
+        }
     }
 }
 
@@ -363,6 +381,10 @@ fn await_birth(
         sys::reap(pid);
     }
     Err(fault)
+}
+
+fn name_of(process: &wire::Process) -> String {
+    process.argv.first().cloned().unwrap_or_default()
 }
 
 fn mount_name(mounts: &[wire::Mount], fault: Fault) -> Option<String> {

@@ -153,13 +153,19 @@ pub struct LogFile {
     pub files: u32,
 }
 
-/// A further program in a running Container.
+/// A further program in a running Container. What is not given is as for the main process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Exec {
     /// Which Container.
     pub container: String,
-    /// The program.
-    pub process: Process,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Further variables, `NAME=value`; a later one replaces an earlier one of that name.
+    pub env: Vec<String>,
+    /// Working folder.
+    pub cwd: Option<String>,
+    /// User, group and further groups.
+    pub user: Option<(u32, u32, Vec<u32>)>,
     /// Rows and columns of a new terminal; `None` takes the three descriptors sent along.
     pub terminal: Option<(u16, u16)>,
 }
