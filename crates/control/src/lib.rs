@@ -5,6 +5,7 @@
 //! is given, and by gateways, which connect. It may be killed at any moment: what runs goes
 //! on, and the next start continues from what was committed.
 
+#[allow(unused_qualifications, reason = "utoipa's macros write parameters with their whole path")]
 mod api;
 mod auth;
 mod clock;

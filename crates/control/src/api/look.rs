@@ -47,7 +47,7 @@ pub(super) async fn apps(
 
 #[derive(Deserialize)]
 pub(super) struct NamespacePath {
-    ns: String,
+    pub(super) ns: String,
 }
 
 pub(super) fn no_namespace(name: &str) -> UserError {

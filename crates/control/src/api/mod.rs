@@ -130,14 +130,6 @@ pub(crate) fn router(api: Arc<Api>) -> (Router, Document) {
     let served = document.clone();
     let router = router
         .route("/api/openapi.json", axum::routing::get(|| async move { Json(served) }))
-        .fallback(|| async {})
-        .method_not_allowed_fallback(|method: http::Method, uri: http::Uri| async move {
-            Problem::from(UserError::new(
-                Code::BadRequest,
-                format!("{} does not take {method}", uri.path()),
-                "/api/openapi.json lists what it takes",
-            ))
-        })
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api), guard::guard))
         .with_state(api);
     (router, document)
