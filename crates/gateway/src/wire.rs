@@ -142,8 +142,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         {
             this.http1 = None;
         }
+        let refused = this.http1.as_ref().is_some_and(|http1| http1.refused);
         let start = buf.filled().len();
-        if !this.held.is_empty() {
+        if !this.held.is_empty() || refused {
             let taken = this.held.len().min(buf.remaining());
             buf.put_slice(&this.held[..taken]);
             this.held.advance(taken);
@@ -156,6 +157,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         let Some(http1) = &mut this.http1 else { return Poll::Ready(Ok(())) };
+        if refused {
+            return Poll::Ready(Ok(())); // nothing of the client's: its input has ended
+        }
         match http1.scanner.scan(&buf.filled()[start..]) {
             Scan::Pass => {}
             Scan::Hold(passed) => {
@@ -165,9 +169,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
             }
             Scan::Refuse(at, why) => {
                 tracing::debug!(why, "request refused");
-                // No line may end in NUL: hyper answers 400 and closes.
-                buf.filled_mut()[start + at] = 0;
-                buf.set_filled(start + at + 1);
+                // NUL has no place in a line: hyper answers 400 and closes. (In the place of
+                // LF alone, behind CR, it would close without an answer.) It looks only when
+                // a head seems complete.
+                let end = start + at + 1;
+                buf.filled_mut()[end.saturating_sub(2).max(start)..end].fill(0);
+                buf.set_filled(end);
+                this.held = Bytes::from_static(b"\r\n\r\n");
                 http1.refused = true;
             }
         }

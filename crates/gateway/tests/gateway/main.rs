@@ -1,0 +1,10 @@
+//! The gateway between real clients, real Apps and a control plane that speaks the real link.
+#![allow(clippy::unwrap_used, unreachable_pub, missing_docs)]
+
+mod drain;
+mod kit;
+mod limits;
+mod parking;
+mod takeover;
+mod tls;
+mod traffic;
