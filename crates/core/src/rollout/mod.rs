@@ -89,6 +89,11 @@ impl Phase {
         }
     }
 
+    /// Whether it ended in a state to go back to.
+    pub(crate) fn is_settled(&self) -> bool {
+        matches!(self, Phase::Done { .. } | Phase::Undone { .. } | Phase::Superseded { .. })
+    }
+
     /// Its name, for people and metrics.
     pub fn name(&self) -> &'static str {
         match self {

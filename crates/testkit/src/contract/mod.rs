@@ -118,7 +118,9 @@ where
         let witness = Arc::new(Witness::default());
         let subject = open(witness.clone()).await;
         let mut stage = stage::Stage::new(subject, witness.clone(), name);
-        let result = check(&mut stage).await.and_then(|()| stage.verdict());
+        // A broken rule says more than what followed from it.
+        let result = check(&mut stage).await;
+        let result = stage.verdict().and(result);
         stage.end().await;
         match result {
             Ok(()) => report.passed.push(name),
