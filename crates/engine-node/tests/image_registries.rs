@@ -1,5 +1,7 @@
 //! Pulling: from Debian's docker-registry, and from registries that misbehave.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 mod image_support;
 
 use std::collections::HashSet;

@@ -1,5 +1,7 @@
 //! What a store keeps, over crashes and damage; importing in all forms; users.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 mod image_support;
 
 use std::collections::HashSet;

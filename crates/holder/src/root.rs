@@ -34,12 +34,15 @@ const DEVICES: [(&CStr, &CStr); 6] = [
 /// Mounts the overlay of the layers, ids mapped into the Sandbox.
 pub(crate) fn overlay(root: &wire::Root, userns: BorrowedFd<'_>) -> Result<OwnedFd> {
     let fs = sys::fs_open(c"overlay").at("overlay")?;
+    // Closing a detached mount dissolves it, so all stay open until the overlay has its copies.
+    let mut trees = Vec::with_capacity(root.layers.len());
     // The kernel wants the topmost layer first.
     for layer in root.layers.iter().rev() {
         let about = || format!("layer {layer}");
         let tree = sys::open_tree(&text(layer)?, false).because(about)?;
         sys::set_mount(tree.as_fd(), 0, Some(userns), false).because(about)?;
         sys::fs_descriptor(fs.as_fd(), c"lowerdir+", tree.as_fd()).because(about)?;
+        trees.push(tree);
     }
     sys::fs_text(fs.as_fd(), c"upperdir", &text(&root.upper)?).at("overlay upper folder")?;
     sys::fs_text(fs.as_fd(), c"workdir", &text(&root.work)?).at("overlay work folder")?;

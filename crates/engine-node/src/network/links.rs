@@ -74,7 +74,10 @@ pub(crate) fn connect(
     queue_pair(host, veth, netns, group);
     host.commit()?;
     let index = index_of(host, &veth.name)?;
+    silence_v6(host, index)?;
+    silence_v6(inner, INNER)?;
 
+    queue_up(host, index);
     queue_route(host, veth.ip, index, Some(gateway));
     queue_neighbour(host, veth.ip, veth.inner_mac(), index);
     host.commit()?;
@@ -174,17 +177,10 @@ pub(crate) fn delete_group(host: &mut Socket, group: u32) -> io::Result<()> {
 }
 
 fn queue_pair(host: &mut Socket, veth: &Veth, netns: BorrowedFd<'_>, group: u32) {
-    let without_v6 = |to: &mut Vec<u8>| {
-        // IN6_ADDR_GEN_MODE_NONE: no link-local address, no router solicitations.
-        nest(to, IFLA_AF_SPEC, |to| {
-            nest(to, libc::AF_INET6 as u16, |to| attribute(to, 8, &[1]));
-        });
-    };
-    host.queue(libc::RTM_NEWLINK, NEW, &link_header(0, libc::IFF_UP as u32), |to| {
+    host.queue(libc::RTM_NEWLINK, NEW, &link_header(0, 0), |to| {
         text(to, IFLA_IFNAME, &veth.name);
         attribute(to, IFLA_ADDRESS, &veth.host_mac());
         attribute(to, IFLA_GROUP, &group.to_ne_bytes());
-        without_v6(to);
         nest(to, IFLA_LINKINFO, |to| {
             text(to, 1, "veth");
             // IFLA_INFO_DATA, VETH_INFO_PEER
@@ -194,11 +190,26 @@ fn queue_pair(host: &mut Socket, veth: &Veth, netns: BorrowedFd<'_>, group: u32)
                     text(to, IFLA_IFNAME, "eth0");
                     attribute(to, IFLA_ADDRESS, &veth.inner_mac());
                     attribute(to, IFLA_NET_NS_FD, &(netns.as_raw_fd() as u32).to_ne_bytes());
-                    without_v6(to);
                 });
             });
         });
     });
+}
+
+/// No link-local address and no router solicitations on a link that is still down. A kernel
+/// without IPv6 has none anyway.
+fn silence_v6(socket: &mut Socket, index: i32) -> io::Result<()> {
+    const ADDRESS_MODE: u16 = 8; // IFLA_INET6_ADDR_GEN_MODE
+    const NONE: u8 = 1; // IN6_ADDR_GEN_MODE_NONE
+    socket.queue(libc::RTM_NEWLINK, 0, &link_header(index, 0), |to| {
+        nest(to, IFLA_AF_SPEC, |to| {
+            nest(to, libc::AF_INET6 as u16, |to| attribute(to, ADDRESS_MODE, &[NONE]));
+        });
+    });
+    match socket.commit() {
+        Err(error) if netlink::errno(&error) == Some(libc::EAFNOSUPPORT) => Ok(()),
+        other => other,
+    }
 }
 
 fn queue_up(socket: &mut Socket, index: i32) {

@@ -1,6 +1,6 @@
 //! A platform of its own for each test: name, folders, network, image. It is removed when the
 //! test ends, also when it fails. Needs root, and `/bin/busybox` linked statically.
-#![allow(dead_code, clippy::unwrap_used, reason = "each test program uses a part of it")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test program uses a part of it")]
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
