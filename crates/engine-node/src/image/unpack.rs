@@ -52,9 +52,9 @@ pub struct Limits {
     pub bytes: u64,
     /// Most files, folders and links in one layer.
     pub entries: u64,
-    /// Most times an archive may grow by being decompressed,
+    /// How many times larger than stored a layer may become when decompressed.
     pub ratio: u64,
-    /// but only once it has grown to this many bytes.
+    /// Decompressed bytes up to which `ratio` does not matter: small layers may shrink well.
     pub ratio_from: u64,
 }
 
@@ -94,16 +94,17 @@ pub(super) fn unpack<R: Read>(
         folders: Vec::new(),
         buffer: vec![0; COPY],
         summary: Summary::default(),
+        limits,
     };
     while let Some(entry) = archive.next()? {
-        unpacker.count(&entry, limits)?;
+        unpacker.count(entry.size)?;
         unpacker.entry(entry, &mut archive)?;
     }
     unpacker.finish()?;
     Ok(unpacker.summary)
 }
 
-struct Unpacker {
+struct Unpacker<'a> {
     root: Beneath,
     trash: Beneath,
     trashed: u64,
@@ -112,6 +113,7 @@ struct Unpacker {
     folders: Vec<(Vec<u8>, Timestamps)>,
     buffer: Vec<u8>,
     summary: Summary,
+    limits: &'a Limits,
 }
 
 /// Where an entry goes: an open folder and a name in it. `path` is for messages.
@@ -129,17 +131,23 @@ impl Place<'_> {
             Err(errno) => Err(failed(self.path, errno)),
         }
     }
+
+    fn open_folder(&self) -> Result<OwnedFd, Errno> {
+        openat(&self.parent, self.name, READ_FOLDER | OFlags::CLOEXEC, Mode::empty())
+    }
 }
 
-impl Unpacker {
-    fn count(&mut self, entry: &Entry, limits: &Limits) -> Result<(), LayerError> {
+impl Unpacker<'_> {
+    /// Counts one more file, folder or link of this many bytes.
+    fn count(&mut self, bytes: u64) -> Result<(), LayerError> {
+        let Limits { bytes: most_bytes, entries: most_entries, .. } = self.limits;
         self.summary.entries += 1;
-        self.summary.bytes = self.summary.bytes.saturating_add(entry.size);
-        if self.summary.entries > limits.entries {
-            return Err(LayerError::TooLarge(format!("more than {} entries", limits.entries)));
+        self.summary.bytes = self.summary.bytes.saturating_add(bytes);
+        if self.summary.entries > *most_entries {
+            return Err(LayerError::TooLarge(format!("more than {most_entries} entries")));
         }
-        if self.summary.bytes > limits.bytes {
-            return Err(LayerError::TooLarge(format!("more than {} bytes unpacked", limits.bytes)));
+        if self.summary.bytes > *most_bytes {
+            return Err(LayerError::TooLarge(format!("more than {most_bytes} bytes unpacked")));
         }
         Ok(())
     }
@@ -174,8 +182,7 @@ impl Unpacker {
         let place = Place { parent: self.parent(parent)?, name, path: &path };
         if name == OPAQUE {
             self.summary.opaque_root |= parent.is_empty();
-            let folder = self.root.get(parent, READ_FOLDER).map_err(|e| failed(&path, e))?;
-            return set_opaque(&folder, &path);
+            return set_opaque(&Place { name: b".", ..place });
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             return self.whiteout(&Place { name: hidden, ..place });
@@ -227,6 +234,8 @@ impl Unpacker {
             above = match self.root.get(prefix, AS_FOLDER) {
                 Ok(open) => Rc::new(open),
                 Err(Errno::NOENT | Errno::NOTDIR) => {
+                    // An entry can imply a thousand folders.
+                    self.count(0)?;
                     let place = Place { parent: above, name, path: prefix };
                     match place.stat()? {
                         None => self.make_folder(&place, false)?,
@@ -255,12 +264,7 @@ impl Unpacker {
         // The process's umask had its say in mkdirat.
         chmodat(&place.parent, place.name, Mode::from_raw_mode(0o755), AtFlags::empty())
             .map_err(fail)?;
-        if replaces_whiteout {
-            let folder =
-                openat(&place.parent, place.name, READ_FOLDER | OFlags::CLOEXEC, Mode::empty());
-            set_opaque(&folder.map_err(fail)?, place.path)?;
-        }
-        Ok(())
+        if replaces_whiteout { set_opaque(place) } else { Ok(()) }
     }
 
     /// Removes what is at `place`. A folder is moved away: deleting it here would recurse.
@@ -303,9 +307,7 @@ impl Unpacker {
             None => mknodat(&place.parent, place.name, FileType::CharacterDevice, Mode::empty(), 0)
                 .map_err(|errno| failed(place.path, errno)),
             Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                let folder =
-                    openat(&place.parent, place.name, READ_FOLDER | OFlags::CLOEXEC, Mode::empty());
-                set_opaque(&folder.map_err(|errno| failed(place.path, errno))?, place.path)
+                set_opaque(place)
             }
             Some(_) => Ok(()),
         }
@@ -359,8 +361,7 @@ impl Unpacker {
                 self.make_folder(place, false)?;
             }
         }
-        let open = openat(&place.parent, place.name, READ_FOLDER | OFlags::CLOEXEC, Mode::empty());
-        self.describe_folder(entry, open, place.path.to_vec())
+        self.describe_folder(entry, place.open_folder(), place.path.to_vec())
     }
 
     fn describe_folder(
@@ -493,9 +494,12 @@ fn describe(file: &impl AsFd, entry: &Entry, path: &[u8]) -> Result<(), LayerErr
     Ok(())
 }
 
-fn set_opaque(folder: &OwnedFd, path: &[u8]) -> Result<(), LayerError> {
-    fsetxattr(folder, OVERLAY_OPAQUE, b"y", XattrFlags::empty())
-        .map_err(|errno| failed(path, errno))
+/// Makes the folder at `place` hide what the layers below have there.
+fn set_opaque(place: &Place) -> Result<(), LayerError> {
+    place
+        .open_folder()
+        .and_then(|folder| fsetxattr(folder, OVERLAY_OPAQUE, b"y", XattrFlags::empty()))
+        .map_err(|errno| failed(place.path, errno))
 }
 
 fn is_whiteout(stat: &Stat) -> bool {

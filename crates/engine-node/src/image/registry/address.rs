@@ -188,4 +188,12 @@ mod tests {
             assert!(Reach::Public.check(&url.parse().unwrap()).is_err(), "{url}");
         }
     }
+
+    #[tokio::test]
+    async fn names_are_judged_by_what_they_resolve_to() {
+        let resolve = async |reach| Guarded(reach).resolve("localhost".parse().unwrap()).await;
+        assert!(resolve(Reach::Loopback).await.is_ok_and(|addresses| addresses.count() > 0));
+        let error = resolve(Reach::Public).await.err().unwrap();
+        assert!(error.downcast_ref::<Refused>().unwrap().address.is_loopback());
+    }
 }

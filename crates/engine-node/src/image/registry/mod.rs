@@ -171,6 +171,13 @@ impl Registry {
             .dns_resolver(Guarded(reach))
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
+            // Also when another crate's features add these: a proxy would do the connecting
+            // that `Guarded` is to guard, and digests are of what was stored.
+            .no_proxy()
+            .no_gzip()
+            .no_brotli()
+            .no_zstd()
+            .no_deflate()
             .connect_timeout(self.options.connect_timeout)
             .user_agent(concat!("stead/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -574,5 +581,51 @@ struct Want {
 impl Want {
     fn manifest() -> Self {
         Self { accept: Some(manifest::ACCEPT), from: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_public_name_that_leads_here_is_not_connected_to() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let registry = Registry::new(RegistryOptions::default());
+        let repository = Repository {
+            options: RegistryOptions::default(),
+            client: registry.client(Reach::Public).unwrap(),
+            reach: Reach::Public,
+            origin: format!("http://localhost:{port}").parse().unwrap(),
+            host: "registry.example".into(),
+            name: "web".into(),
+            authorization: tokio::sync::Mutex::default(),
+        };
+        let error = repository.resolve("1").await.unwrap_err();
+        assert!(matches!(error, ImageError::AddressRefused { .. }), "{error}");
+    }
+
+    #[test]
+    fn hosts_decide_how_they_are_reached() {
+        let trusted = |host: &str, plain_http| TrustedRegistry { host: host.into(), plain_http };
+        let registry = Registry::new(RegistryOptions {
+            trusted: vec![trusted("reg.lan:5000", true), trusted("localhost:5443", false)],
+            ..RegistryOptions::default()
+        });
+        for (host, origin, reach) in [
+            ("docker.io", "https://registry-1.docker.io/", Reach::Public),
+            ("ghcr.io", "https://ghcr.io/", Reach::Public),
+            ("localhost:5000", "http://localhost:5000/", Reach::Loopback),
+            ("127.0.0.7", "http://127.0.0.7/", Reach::Loopback),
+            ("[::1]:5000", "http://[::1]:5000/", Reach::Loopback),
+            ("reg.lan:5000", "http://reg.lan:5000/", Reach::Trusted),
+            ("reg.lan:5001", "https://reg.lan:5001/", Reach::Public),
+            ("localhost:5443", "https://localhost:5443/", Reach::Trusted),
+            ("localhost.example", "https://localhost.example/", Reach::Public),
+        ] {
+            let (url, got) = registry.origin(host).unwrap();
+            assert_eq!((url.as_str(), got), (origin, reach), "{host}");
+        }
     }
 }
