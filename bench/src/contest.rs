@@ -3,6 +3,7 @@
 /// Somebody who can do the thing measured.
 pub(crate) struct Contestant<'a> {
     name: String,
+    before: Box<dyn FnMut() -> anyhow::Result<()> + 'a>,
     measure: Box<dyn FnMut() -> anyhow::Result<f64> + 'a>,
 }
 
@@ -12,7 +13,12 @@ impl<'a> Contestant<'a> {
         name: impl Into<String>,
         measure: impl FnMut() -> anyhow::Result<f64> + 'a,
     ) -> Self {
-        Self { name: name.into(), measure: Box::new(measure) }
+        Self { name: name.into(), before: Box::new(|| Ok(())), measure: Box::new(measure) }
+    }
+
+    /// Does this before each turn, off the clock.
+    pub(crate) fn before(&mut self, before: impl FnMut() -> anyhow::Result<()> + 'a) {
+        self.before = Box::new(before);
     }
 }
 
@@ -99,7 +105,7 @@ fn turns(mut contestants: Vec<Contestant<'_>>, warm: usize, rounds: usize) -> Ve
             if trouble.is_some() {
                 continue;
             }
-            match (contestant.measure)() {
+            match (contestant.before)().and_then(|()| (contestant.measure)()) {
                 Ok(_) if round < warm => {}
                 Ok(figure) => figures.push(figure),
                 Err(error) => *trouble = Some(format!("{error:#}")),

@@ -1,8 +1,8 @@
 //! What tests left behind: processes, mounts, network namespaces, links, nftables tables, cgroups.
 //!
 //! Seen from inside the test namespaces ([`crate::harness`]), where everything but cgroups began
-//! empty or is compared with a snapshot from before. cgroups are shared with the machine: only
-//! new ones that stead could have named count.
+//! empty or is compared with a snapshot from before. cgroups are shared with the machine: new ones
+//! count unless they belong to somebody known to make some at any time.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -74,8 +74,11 @@ impl Snapshot {
     }
 }
 
-/// cgroups below one that stead could have named: `stead…`, or `st…` for a platform beside the
-/// machine's own.
+/// Who else makes cgroups while tests run: systemd, login sessions, other engines.
+const OTHERS: &[&str] =
+    &["docker", "init.scope", "kubepods", "machine.slice", "system.slice", "user.slice"];
+
+/// All cgroups but those of others.
 pub(crate) fn cgroups() -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     collect_cgroups(Path::new(CGROUPS), &mut found);
@@ -138,8 +141,8 @@ fn collect_cgroups(folder: &Path, found: &mut BTreeSet<PathBuf>) {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             let path = entry.path();
             collect_cgroups(&path, found);
-            let ours = |word: &OsStr| word.as_encoded_bytes().starts_with(b"st");
-            if path.iter().any(ours) {
+            let theirs = |word: &OsStr| OTHERS.iter().any(|name| word == *name);
+            if !path.iter().any(theirs) {
                 found.insert(path);
             }
         }

@@ -22,6 +22,7 @@ pub(crate) const FOR_DEMO: &[Package] =
 /// What the tests and the test images need.
 pub(crate) const FOR_TESTS: &[Package] = &[
     ("/bin/busybox", "busybox-static"),
+    ("/bin/mount", "mount"),
     ("/sbin/ip", "iproute2"),
     ("/usr/bin/cc", "gcc"),
     ("/usr/bin/curl", "curl"),

@@ -15,10 +15,13 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
         let platform = workshop.platform()?;
         platform.deploy("restart", "1", 1)?;
         platform.settled("restart", 1)?;
-        contestants.push(restarting("stead", Platform::gateway(), "restart", {
-            let platform = platform.clone();
-            move || platform.restart("restart")
-        }));
+        let settled = platform.clone();
+        let mut stead = restarting("stead", Platform::gateway(), "restart", move || {
+            platform.restart("restart")
+        });
+        // The restart before may still be tidying up.
+        stead.before(move || settled.settled("restart", 1));
+        contestants.push(stead);
     }
     for program in workshop.wanted(["crun", "runc"]) {
         let runtime = workshop.runtime(program)?;

@@ -59,17 +59,14 @@ fn stead(platform: &Platform) -> anyhow::Result<Contestant<'static>> {
     platform.deploy("upgrade", "1", 1)?;
     platform.settled("upgrade", 1)?;
     wait_for(Platform::gateway(), &host, "1")?;
-    let waiting = platform.clone();
-    let mut version = "1";
-    Ok(Contestant::new("stead", move || {
-        // Not on the clock: the release before may still be tidying up.
-        waiting.settled("upgrade", 1)?;
-        version = other(version);
-        timed(|| {
-            platform.deploy("upgrade", version, 1)?;
-            wait_for(Platform::gateway(), &host, version).map(drop)
-        })
-    }))
+    let settled = platform.clone();
+    let mut contestant = alternating("stead", move |version| {
+        platform.deploy("upgrade", version, 1)?;
+        wait_for(Platform::gateway(), &host, version).map(drop)
+    });
+    // The release before may still be tidying up.
+    contestant.before(move || settled.settled("upgrade", 1));
+    Ok(contestant)
 }
 
 fn low_level(workshop: &Workshop, program: &'static str) -> anyhow::Result<Contestant<'static>> {
