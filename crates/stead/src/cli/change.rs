@@ -1,0 +1,195 @@
+//! Commands that change an App: rollouts, size and life.
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use http::Method;
+use stead_core::api::{Accepted, AppView, RestartRequest, RollbackRequest, ScaleRequest};
+use stead_core::error::{Code, UserError};
+use stead_core::ids::{Ordinal, ReleaseNo};
+use stead_core::name::AppName;
+use stead_core::rollout::Rollout;
+
+use super::follow::{self, Aim, Wait};
+use super::{Context, look::OfApp};
+use crate::output::human;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum RolloutCommand {
+    /// Show the Rollout under way, or the last one
+    Status(OfApp),
+    /// Hold it where it is
+    Pause(OfApp),
+    /// Go on after a pause
+    Resume(OfApp),
+    /// Go on to the end without further pauses
+    Promote(OfApp),
+    /// End it and go back to what was before
+    Abort(OfApp),
+}
+
+pub(super) async fn rollout(context: &Context, command: RolloutCommand) -> Result<()> {
+    let (app, verb) = match command {
+        RolloutCommand::Status(OfApp { app }) => return rollout_status(context, &app).await,
+        RolloutCommand::Pause(OfApp { app }) => (app, "pause"),
+        RolloutCommand::Resume(OfApp { app }) => (app, "resume"),
+        RolloutCommand::Promote(OfApp { app }) => (app, "promote"),
+        RolloutCommand::Abort(OfApp { app }) => (app, "abort"),
+    };
+    let path = format!("{}/rollouts/current/{verb}", context.path(&app));
+    let accepted: Accepted = context.client.post(&path, &()).await?;
+    committed(context, &accepted, &format!("{verb} of the rollout"))
+}
+
+async fn rollout_status(context: &Context, app: &AppName) -> Result<()> {
+    let view: AppView = context.client.get(&context.path(app)).await?;
+    let Some(rollout) = view.rollout else {
+        return Err(UserError::new(
+            Code::NotFound,
+            format!("app {} has had no rollout", view.key),
+            "`stead deploy` begins one",
+        )
+        .into());
+    };
+    context.output.show(&rollout, |rollout| rollout_text(rollout, view.ready, view.instances))
+}
+
+fn rollout_text(rollout: &Rollout, ready: u32, instances: u32) -> String {
+    let from =
+        rollout.from.map_or("nothing".to_owned(), |from| format!("release {}", from.release));
+    let mut text = format!(
+        "rollout {} {}: from {from} to release {}, {ready} of {instances} instances ready\n\
+         begun {} by {}",
+        rollout.number,
+        rollout.phase.name(),
+        rollout.to.release,
+        human::ago(human::now(), rollout.started),
+        human::plain(&rollout.by),
+    );
+    if let Some(message) = &rollout.message {
+        text.push_str(&format!(": {}", human::plain(message)));
+    }
+    if let Some(why) = rollout.failure() {
+        text.push_str(&format!("\nfailed: {}: {}", why.code, human::plain(&why.message)));
+        text.push_str(&format!("\nhelp: {}", human::plain(&why.hint)));
+    }
+    text
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Rollback {
+    /// The App
+    app: AppName,
+    /// Number of the Release [default: the one before]
+    release: Option<ReleaseNo>,
+    /// Why, for the record
+    #[arg(short, long)]
+    message: Option<String>,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+pub(super) async fn rollback(context: &Context, args: Rollback) -> Result<()> {
+    let request = RollbackRequest { release: args.release, message: args.message };
+    let path = format!("{}/rollback", context.path(&args.app));
+    let accepted: Accepted = context.client.post(&path, &request).await?;
+    follow::rollout(context, accepted, &args.wait, Aim::Back).await
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Restart {
+    /// The App
+    app: AppName,
+    /// One Instance [default: all, one after the other]
+    #[arg(short, long, value_name = "I")]
+    instance: Option<Ordinal>,
+    /// Why, for the record
+    #[arg(short, long)]
+    message: Option<String>,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+pub(super) async fn restart(context: &Context, args: Restart) -> Result<()> {
+    let request = RestartRequest { instance: args.instance, message: args.message };
+    let path = format!("{}/restart", context.path(&args.app));
+    let accepted: Accepted = context.client.post(&path, &request).await?;
+    follow::rollout(context, accepted, &args.wait, Aim::Forward).await
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Scale {
+    /// The App
+    app: AppName,
+    /// How many Instances
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=1000))]
+    instances: u32,
+}
+
+pub(super) async fn scale(context: &Context, args: &Scale) -> Result<()> {
+    let path = format!("{}/scale", context.path(&args.app));
+    let request = ScaleRequest { instances: args.instances };
+    let accepted: Accepted = context.client.post(&path, &request).await?;
+    committed(context, &accepted, &format!("{} instances", args.instances))
+}
+
+pub(super) async fn stop(context: &Context, app: &AppName) -> Result<()> {
+    let path = format!("{}/stop", context.path(app));
+    let accepted: Accepted = context.client.post(&path, &()).await?;
+    committed(context, &accepted, "stop")
+}
+
+pub(super) async fn start(context: &Context, app: &AppName) -> Result<()> {
+    let path = format!("{}/start", context.path(app));
+    let accepted: Accepted = context.client.post(&path, &()).await?;
+    committed(context, &accepted, "start")
+}
+
+/// Says that a change is in, where no Rollout is followed.
+fn committed(context: &Context, accepted: &Accepted, what: &str) -> Result<()> {
+    context.output.show(accepted, |accepted| {
+        format!(
+            "{what} of app {} is committed; `stead status {}` shows it",
+            accepted.app, accepted.app.app
+        )
+    })
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Delete {
+    /// The App
+    app: AppName,
+    /// Delete the data in its volumes as well
+    #[arg(long)]
+    volumes: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+pub(super) async fn delete(context: &Context, args: &Delete) -> Result<()> {
+    let key = context.key(&args.app);
+    if !args.yes {
+        let data = if args.volumes { " and all data in its volumes" } else { "" };
+        confirm(&format!("Delete app {key}{data}?"))?;
+    }
+    let path = format!("{}?volumes={}", context.path(&args.app), args.volumes);
+    context.client.act(Method::DELETE, &path).await?;
+    context.output.say(&format!("app {key} is being deleted"))
+}
+
+/// Asks a person; without one the flag has to be given.
+fn confirm(question: &str) -> Result<()> {
+    let refused = |message: &str| -> anyhow::Error {
+        UserError::new(Code::BadRequest, message, "give --yes to go on without being asked").into()
+    };
+    if !io::stdin().is_terminal() {
+        return Err(refused("deleting needs a confirmation, and there is no terminal to ask on"));
+    }
+    eprint!("{question} [y/N] ");
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(refused("not confirmed")) }
+}

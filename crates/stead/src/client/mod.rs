@@ -1,0 +1,312 @@
+//! The API's client: JSON requests, event streams, uploads and upgrades over a Unix socket
+//! or plain HTTP.
+//!
+//! Promises that every failure is a [`UserError`] with the code that the platform gave, or
+//! one that says the platform is not there. Knows nothing of what the requests mean; each
+//! request has a connection of its own, because a command makes a handful.
+
+mod endpoint;
+mod events;
+
+use std::io;
+
+use anyhow::Result;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::{Body, Incoming};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use stead_core::api::ProblemJson;
+use stead_core::error::{Code, UserError};
+use stead_core::manifest::{Problem, Problems};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+pub(crate) use endpoint::Endpoint;
+pub(crate) use events::EventStream;
+
+/// Largest answer that is read whole, in bytes. Streams are not bounded by it.
+const LARGEST_ANSWER: usize = 64 << 20;
+
+type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
+
+/// A client of one platform.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    endpoint: Endpoint,
+    token: Option<String>,
+}
+
+impl Client {
+    /// A client of the platform at `endpoint`. The token is not needed by root on the socket.
+    pub(crate) fn new(endpoint: Endpoint, token: Option<String>) -> Self {
+        Self { endpoint, token }
+    }
+
+    /// Where it looks.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Reads `path`, which is below `/api/v1`.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.json(Method::GET, path, empty()).await
+    }
+
+    /// Sends `body` to `path` and reads the answer.
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T> {
+        self.json(Method::POST, path, whole(body)?).await
+    }
+
+    /// Changes a part of what is at `path`.
+    pub(crate) async fn patch<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T> {
+        self.json(Method::PATCH, path, whole(body)?).await
+    }
+
+    /// Sends a request without a body whose answer carries nothing of use.
+    pub(crate) async fn act(&self, method: Method, path: &str) -> Result<()> {
+        let answer = self.send(method, path, empty()).await?;
+        collect(answer.into_body()).await.map(drop)
+    }
+
+    /// Streams `body` to `path` and reads the answer.
+    pub(crate) async fn upload<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: impl Body<Data = Bytes, Error = io::Error> + Send + 'static,
+    ) -> Result<T> {
+        self.json(Method::POST, path, body.boxed_unsync()).await
+    }
+
+    /// Follows the server-sent events at `path`.
+    pub(crate) async fn follow(&self, path: &str) -> Result<EventStream> {
+        let answer = self.send(Method::GET, path, empty()).await?;
+        Ok(EventStream::new(answer.into_body()))
+    }
+
+    /// Turns the connection into a two-way stream of `protocol`.
+    pub(crate) async fn upgrade(
+        &self,
+        path: &str,
+        protocol: &'static str,
+    ) -> Result<TokioIo<hyper::upgrade::Upgraded>> {
+        let mut request = self.request(Method::POST, path, empty())?;
+        let headers = request.headers_mut();
+        headers.insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, header::HeaderValue::from_static(protocol));
+        let answer = self.exchange(request).await?;
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(unexpected("the platform did not switch to the stream asked for").into());
+        }
+        let upgraded = hyper::upgrade::on(answer).await.map_err(|e| self.broken(&e))?;
+        Ok(TokioIo::new(upgraded))
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: RequestBody,
+    ) -> Result<T> {
+        let answer = self.send(method, path, body).await?;
+        let bytes = collect(answer.into_body()).await?;
+        // An empty answer reads as null, so that `()` fits where there is nothing to say.
+        let text: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+        serde_json::from_slice(text).map_err(|e| {
+            unexpected(format!("the platform's answer to {path} cannot be read: {e}")).into()
+        })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: RequestBody,
+    ) -> Result<Response<Incoming>> {
+        let request = self.request(method, path, body)?;
+        self.exchange(request).await
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: RequestBody,
+    ) -> Result<Request<RequestBody>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("/api/v1{path}"))
+            .header(header::HOST, self.endpoint.authority())
+            .header(header::USER_AGENT, concat!("stead/", env!("CARGO_PKG_VERSION")))
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        Ok(request.body(body)?)
+    }
+
+    /// Sends a request; an answer that is an error becomes one.
+    async fn exchange(&self, request: Request<RequestBody>) -> Result<Response<Incoming>> {
+        let answer = match &self.endpoint {
+            Endpoint::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(|e| self.unreachable(&e))?;
+                self.over(stream, request).await?
+            }
+            Endpoint::Http(authority) => {
+                let stream =
+                    TcpStream::connect(authority).await.map_err(|e| self.unreachable(&e))?;
+                stream.set_nodelay(true)?;
+                self.over(stream, request).await?
+            }
+        };
+        let status = answer.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(answer);
+        }
+        Err(failure(status, &collect(answer.into_body()).await?))
+    }
+
+    async fn over(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>> {
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| self.broken(&e))?;
+        tokio::spawn(connection.with_upgrades());
+        Ok(sender.send_request(request).await.map_err(|e| self.broken(&e))?)
+    }
+
+    fn unreachable(&self, error: &io::Error) -> UserError {
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            return UserError::new(
+                Code::Denied,
+                format!("this user may not open {}", self.endpoint),
+                "run it as root, or use --server http://… with a token",
+            );
+        }
+        UserError::new(
+            Code::PlatformDown,
+            format!("no platform answers at {}: {error}", self.endpoint),
+            "start it with `stead up --detach`; if it runs elsewhere, name it with --server or \
+             STEAD_SERVER",
+        )
+    }
+
+    fn broken(&self, error: &hyper::Error) -> UserError {
+        UserError::new(
+            Code::PlatformDown,
+            format!("the platform at {} broke off: {error}", self.endpoint),
+            "its log is in the folder `log` of its data directory; `stead up --detach` starts it again",
+        )
+    }
+}
+
+/// `text` as one segment of a path or one value of a query (RFC 3986, 2.3).
+pub(crate) fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+fn empty() -> RequestBody {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+fn whole(body: &impl Serialize) -> Result<RequestBody> {
+    let bytes = Bytes::from(serde_json::to_vec(body)?);
+    Ok(Full::new(bytes).map_err(|never| match never {}).boxed_unsync())
+}
+
+async fn collect(body: Incoming) -> Result<Bytes> {
+    let limited = http_body_util::Limited::new(body, LARGEST_ANSWER);
+    match limited.collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) => Err(unexpected(format!("the platform's answer broke off: {error}")).into()),
+    }
+}
+
+fn unexpected(message: impl Into<String>) -> UserError {
+    UserError::new(
+        Code::Internal,
+        message,
+        "compare `stead version` here with the platform's: they may be too far apart",
+    )
+}
+
+/// The error that an answer carries.
+fn failure(status: StatusCode, body: &[u8]) -> anyhow::Error {
+    let Ok(problem) = serde_json::from_slice::<ProblemJson>(body) else {
+        let code = match status {
+            StatusCode::NOT_FOUND => Code::NotFound,
+            StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+            StatusCode::FORBIDDEN => Code::Denied,
+            StatusCode::BAD_REQUEST => Code::BadRequest,
+            _ => Code::Internal,
+        };
+        let text = String::from_utf8_lossy(&body[..body.len().min(200)]).trim().to_owned();
+        return UserError::new(
+            code,
+            format!("the platform answered {status}: {text}"),
+            "check that --server names a stead platform of this version",
+        )
+        .into();
+    };
+    let list: Option<Vec<Problem>> =
+        problem.problems.into_iter().map(|value| serde_json::from_value(value).ok()).collect();
+    match list {
+        Some(list) if !list.is_empty() => Problems { origin: "manifest".to_owned(), list }.into(),
+        _ => problem.error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_platform_keeps_its_code() {
+        let error = UserError::new(Code::NotFound, "app default/x does not exist", "deploy it");
+        let problem = ProblemJson {
+            r#type: "about:blank".into(),
+            status: 404,
+            title: "not found".into(),
+            detail: error.message.clone(),
+            error: error.clone(),
+            problems: Vec::new(),
+        };
+        let body = serde_json::to_vec(&problem).unwrap();
+        let got = failure(StatusCode::NOT_FOUND, &body).downcast::<UserError>().unwrap();
+        assert_eq!(got, error);
+    }
+
+    #[test]
+    fn what_a_person_writes_stays_one_value() {
+        assert_eq!(escaped("a/b:1@c d&é"), "a%2Fb%3A1%40c%20d%26%C3%A9");
+    }
+
+    #[test]
+    fn an_answer_of_a_stranger_is_told_apart() {
+        let got = failure(StatusCode::UNAUTHORIZED, b"<html>").downcast::<UserError>().unwrap();
+        assert_eq!(got.code, Code::Unauthenticated);
+        assert!(got.message.contains("<html>"), "{got}");
+    }
+}

@@ -1,0 +1,61 @@
+//! The role `gateway`: the data plane in a process of its own.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+
+use anyhow::{Context as _, Result};
+use stead_gateway::{AccessLogTarget, CertificateFiles, Gateway, GatewayConfig};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::layout::Layout;
+use super::settings::Tls;
+use super::{log_to_stderr, role};
+
+/// Where it listens.
+pub(crate) struct Addresses {
+    pub(crate) http: SocketAddr,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) metrics: Option<SocketAddr>,
+}
+
+/// Runs a gateway until it is stopped, or until a successor took over and the last
+/// connection is done. SIGHUP opens the access log and reads certificates again.
+pub(crate) fn run(layout: &Layout, addresses: Addresses) -> Result<()> {
+    role::leave_session(c"stead-gateway");
+    log_to_stderr();
+    let config = config(layout, addresses)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let gateway = Gateway::start(config).await.context("the gateway cannot start")?;
+        role::say_ready();
+        let mut ended = std::pin::pin!(gateway.ended());
+        loop {
+            tokio::select! {
+                () = &mut ended => return Ok(()),
+                _ = terminate.recv() => gateway.stop(),
+                _ = interrupt.recv() => gateway.stop(),
+                _ = hangup.recv() => gateway.reload().await,
+            }
+        }
+    })
+}
+
+fn config(layout: &Layout, addresses: Addresses) -> io::Result<GatewayConfig> {
+    let state = layout.gateway_state();
+    for dir in [&state, &layout.log_dir()] {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    }
+    let mut config = GatewayConfig::new(&layout.run_dir, state);
+    config.http = vec![addresses.http];
+    config.metrics = addresses.metrics;
+    config.access_log = AccessLogTarget::File(layout.log("access"));
+    if let Some(Tls { addr, cert, key }) = addresses.tls {
+        config.https = vec![addr];
+        config.certificates = vec![CertificateFiles { hosts: Vec::new(), chain: cert, key }];
+    }
+    Ok(config)
+}

@@ -1,0 +1,239 @@
+//! What a person hands over: an image reference, or something on this machine.
+//!
+//! Tells them apart without asking anybody, and turns an OCI layout folder into the archive
+//! that the platform takes in. It does not look into archives: the platform refuses what is
+//! no image.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use http_body_util::StreamBody;
+use hyper::body::{Body, Frame};
+use stead_core::error::{Code, UserError};
+use tokio::sync::mpsc;
+
+/// Bytes per piece of an upload.
+const PIECE: usize = 256 << 10;
+/// Pieces that may wait for the network.
+const QUEUE: usize = 4;
+
+/// What a source is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// An image in a registry, or one that the platform has.
+    Reference(String),
+    /// An archive: `docker save` or OCI.
+    Archive(PathBuf),
+    /// A folder with an OCI layout.
+    Layout(PathBuf),
+}
+
+/// What works, for the hints of errors.
+const WORKS: &str = "what works: an image reference, an OCI archive or layout, or the output of \
+                     `docker save`";
+
+impl Source {
+    /// Finds out what `text` names. Relative paths start at `base`.
+    pub(crate) fn find(text: &str, base: &Path) -> Result<Self, UserError> {
+        let path = base.join(text);
+        match fs::metadata(&path) {
+            Ok(meta) if meta.is_dir() => Self::folder(text, path),
+            Ok(_) => Self::file(text, path),
+            Err(_) if looks_like_path(text) => Err(UserError::new(
+                Code::NotAnImage,
+                format!("{text} does not exist"),
+                "check the path; an image reference looks like registry.example/web:1.4",
+            )),
+            Err(_) => Ok(Self::Reference(text.to_owned())),
+        }
+    }
+
+    fn folder(text: &str, path: PathBuf) -> Result<Self, UserError> {
+        if path.join("oci-layout").is_file() {
+            Ok(Self::Layout(path))
+        } else if looks_like_path(text) {
+            Err(not_built(format!("{text} is a folder without an OCI layout")))
+        } else {
+            // A folder may be called like an image; an image is what is meant more often.
+            Ok(Self::Reference(text.to_owned()))
+        }
+    }
+
+    fn file(text: &str, path: PathBuf) -> Result<Self, UserError> {
+        let mut magic = Vec::with_capacity(512);
+        let read = File::open(&path).and_then(|file| file.take(512).read_to_end(&mut magic));
+        if let Err(error) = read {
+            let message = format!("{text} cannot be read: {error}");
+            return Err(UserError::new(Code::NotAnImage, message, "check its permissions"));
+        }
+        let tar = magic.get(257..262) == Some(b"ustar".as_slice());
+        let gzip = magic.starts_with(&[0x1f, 0x8b]);
+        let zstd = magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
+        if tar || gzip || zstd {
+            Ok(Self::Archive(path))
+        } else if magic.starts_with(b"PK\x03\x04") {
+            Err(not_built(format!("{text} is a jar, war or zip: packing these")))
+        } else if magic.starts_with(b"\x7fELF") || magic.starts_with(b"#!") {
+            Err(not_built(format!("{text} is a program: packing these")))
+        } else {
+            Err(UserError::new(Code::NotAnImage, format!("{text} is no archive"), WORKS))
+        }
+    }
+
+    /// The archive's bytes, read while they are sent. `None` for a reference.
+    pub(crate) fn archive(
+        &self,
+    ) -> Option<impl Body<Data = Bytes, Error = io::Error> + Send + 'static> {
+        let write: Box<dyn FnOnce(&mut Pieces) -> io::Result<()> + Send> = match self.clone() {
+            Self::Reference(_) => return None,
+            Self::Archive(path) => Box::new(move |pieces| {
+                let mut file = File::open(path)?;
+                io::copy(&mut file, pieces).map(drop)
+            }),
+            Self::Layout(path) => Box::new(move |pieces| pack(&path, pieces)),
+        };
+        Some(StreamBody::new(stream(write)))
+    }
+}
+
+fn looks_like_path(text: &str) -> bool {
+    const ENDINGS: [&str; 6] = [".jar", ".war", ".zip", ".tar", ".tgz", ".tar.gz"];
+    text.starts_with(['.', '/', '~']) || ENDINGS.iter().any(|ending| text.ends_with(ending))
+}
+
+fn not_built(what: String) -> UserError {
+    UserError::new(Code::NotBuilt, format!("{what} is not built yet"), WORKS)
+}
+
+/// Writes the files of a layout as a tar archive. Links are left out: a layout has none.
+fn pack(layout: &Path, pieces: &mut Pieces) -> io::Result<()> {
+    let mut tar = tar::Builder::new(pieces);
+    tar.follow_symlinks(false);
+    for name in ["oci-layout", "index.json"] {
+        tar.append_path_with_name(layout.join(name), name)?;
+    }
+    let blobs = Path::new("blobs/sha256");
+    for entry in fs::read_dir(layout.join(blobs))? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            tar.append_path_with_name(entry.path(), blobs.join(entry.file_name()))?;
+        }
+    }
+    tar.into_inner().map(drop)
+}
+
+type Piece = io::Result<Frame<Bytes>>;
+
+/// Runs `write` on a thread of its own and gives what it writes.
+fn stream(
+    write: impl FnOnce(&mut Pieces) -> io::Result<()> + Send + 'static,
+) -> impl Stream<Item = Piece> + Send + 'static {
+    let (sender, receiver) = mpsc::channel::<Piece>(QUEUE);
+    tokio::task::spawn_blocking(move || {
+        let mut pieces = Pieces { sender, buffer: Vec::with_capacity(PIECE) };
+        let end = write(&mut pieces).and_then(|()| pieces.flush());
+        if let Err(error) = end {
+            // Nobody listens any more: the request has failed already.
+            let _ = pieces.sender.blocking_send(Err(error));
+        }
+    });
+    futures_util::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|piece| (piece, receiver))
+    })
+}
+
+/// Cuts what is written into pieces and waits while the network is slower.
+struct Pieces {
+    sender: mpsc::Sender<Piece>,
+    buffer: Vec<u8>,
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(PIECE - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..taken]);
+        if self.buffer.len() == PIECE {
+            self.flush()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE));
+        self.sender
+            .blocking_send(Ok(Frame::data(piece.into())))
+            .map_err(|_| io::Error::from(io::ErrorKind::ConnectionAborted))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    #[test]
+    fn a_source_is_told_by_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
+        write("app.jar", b"PK\x03\x04rest");
+        write("server", b"\x7fELFrest");
+        write("save.tar.gz", &[0x1f, 0x8b, 8, 0]);
+        write("notes.txt", b"hello");
+        fs::create_dir(dir.path().join("dist")).unwrap();
+        fs::create_dir(dir.path().join("nginx")).unwrap();
+        let find = |text: &str| Source::find(text, dir.path());
+        let code = |text: &str| find(text).unwrap_err().code;
+
+        assert_eq!(code("app.jar"), Code::NotBuilt);
+        assert_eq!(code("./server"), Code::NotBuilt);
+        assert_eq!(code("./dist"), Code::NotBuilt);
+        assert_eq!(code("notes.txt"), Code::NotAnImage);
+        assert_eq!(code("./gone.tar"), Code::NotAnImage);
+        assert_eq!(code("gone.jar"), Code::NotAnImage);
+        assert_eq!(find("save.tar.gz"), Ok(Source::Archive(dir.path().join("save.tar.gz"))));
+        for reference in ["nginx", "nginx:1", "127.0.0.1:5000/a/b@sha256:00"] {
+            assert_eq!(find(reference), Ok(Source::Reference(reference.to_owned())));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_layout_is_sent_as_an_archive() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir_all(root.join("blobs/sha256")).unwrap();
+        fs::write(root.join("oci-layout"), "{}").unwrap();
+        fs::write(root.join("index.json"), "{}").unwrap();
+        let blob = vec![7u8; 3 * PIECE + 1];
+        fs::write(root.join("blobs/sha256/ab"), &blob).unwrap();
+        let source = Source::find("./layout", &root.join("..")).unwrap_err();
+        assert_eq!(source.code, Code::NotAnImage);
+
+        let source = Source::find(root.to_str().unwrap(), Path::new("/")).unwrap();
+        let bytes = source.archive().unwrap().collect().await.unwrap().to_bytes();
+        let mut archive = tar::Archive::new(&bytes[..]);
+        let mut names = Vec::new();
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            names.push(entry.path().unwrap().display().to_string());
+            if names.last().unwrap().ends_with("ab") {
+                let mut content = Vec::new();
+                entry.read_to_end(&mut content).unwrap();
+                assert!(content == blob);
+            }
+        }
+        assert_eq!(names, ["oci-layout", "index.json", "blobs/sha256/ab"]);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_goes_away_ends_the_upload_with_an_error() {
+        let source = Source::Archive(PathBuf::from("/nonexistent/archive.tar"));
+        assert!(source.archive().unwrap().collect().await.is_err());
+    }
+}
