@@ -335,6 +335,9 @@ async fn a_token_is_fetched_once_and_sent_to_the_registry_alone() {
     let error = pull(&store, &server.reference()).await.unwrap_err();
     assert_eq!(error.code(), Code::RegistryDenied, "{error}");
     assert!(!format!("{error:?}").contains("wrong"));
+    // Corrected while the store is open.
+    with_credentials(&home, &server.host, "user", "s3cret");
+    pull(&store, &server.reference()).await.unwrap();
 }
 
 #[tokio::test]

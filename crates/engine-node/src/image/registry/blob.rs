@@ -12,8 +12,8 @@ use reqwest::{Method, Response, StatusCode};
 use stead_core::ids::Digest;
 
 use super::super::error::ImageError;
+use super::repository::{Repository, Want};
 use super::retry::{Failure, Retries};
-use super::{Repository, Want};
 
 /// A break after at least this many bytes counts as the first one again: a long download may
 /// break often. Bytes.

@@ -11,6 +11,7 @@ mod address;
 mod auth;
 mod blob;
 mod credentials;
+mod repository;
 mod retry;
 
 use std::collections::HashMap;
@@ -18,27 +19,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use reqwest::header::{
-    ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
-};
-use reqwest::{Client, Method, Response, StatusCode, Url};
+use reqwest::{Client, Url};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use serde::Deserialize;
-use stead_core::ids::Digest;
 
-use self::address::{Guarded, Reach, Refused};
-use self::auth::Challenge;
+use self::address::{Guarded, Reach};
 pub(super) use self::blob::BlobStream;
-use self::retry::{Failure, Retries};
+pub(super) use self::repository::Repository;
 use super::error::ImageError;
-use super::manifest;
 use super::reference::{DOCKER_HUB, Reference};
 
 const DOCKER_HUB_ORIGIN: &str = "https://registry-1.docker.io";
-const MAX_REDIRECTS: u32 = 5;
-/// Largest token response, and most of an error's body that is read, bytes.
-const MAX_ANSWER: u64 = 256 << 10;
 
 /// How registries are reached.
 #[derive(Debug, Clone)]
@@ -93,20 +84,6 @@ pub(super) struct Registry {
     repositories: Mutex<HashMap<(String, String), Arc<Repository>>>,
 }
 
-/// One repository in one registry.
-pub(super) struct Repository {
-    options: RegistryOptions,
-    client: Client,
-    reach: Reach,
-    /// Scheme, host and port of the registry's API.
-    origin: Url,
-    /// The host as in references; names the registry in messages and credentials.
-    host: String,
-    name: String,
-    /// The `Authorization` last found good.
-    authorization: tokio::sync::Mutex<Option<HeaderValue>>,
-}
-
 impl Registry {
     pub(super) fn new(options: RegistryOptions) -> Self {
         Self { options, clients: Default::default(), repositories: Mutex::default() }
@@ -121,15 +98,14 @@ impl Registry {
         }
         let (host, name) = key.clone();
         let (origin, reach) = self.origin(&host)?;
-        let repository = Arc::new(Repository {
-            options: self.options.clone(),
-            client: self.client(reach)?,
+        let repository = Arc::new(Repository::new(
+            self.options.clone(),
+            self.client(reach)?,
             reach,
             origin,
             host,
             name,
-            authorization: tokio::sync::Mutex::default(),
-        });
+        ));
         repositories.insert(key, Arc::clone(&repository));
         Ok(repository)
     }
@@ -211,379 +187,6 @@ impl Registry {
     }
 }
 
-impl Repository {
-    /// The digest a tag names now.
-    pub(super) async fn resolve(&self, tag: &str) -> Result<Digest, ImageError> {
-        let path = self.path("manifests", tag);
-        let mut retries = Retries::new(&self.options);
-        let response = loop {
-            match self.once(Method::HEAD, &path, &Want::manifest()).await {
-                Ok(response) => break response,
-                // Some registries answer HEAD with an error of their own; GET says why.
-                Err(Failure::Final(ImageError::Registry { .. })) => {
-                    return Ok(self.manifest(tag).await?.0);
-                }
-                Err(failure) => retries.pause(failure).await?,
-            }
-        };
-        let header = response.headers().get("docker-content-digest");
-        match header.and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok()) {
-            Some(digest) => Ok(digest),
-            None => Ok(self.manifest(tag).await?.0),
-        }
-    }
-
-    /// The manifest or index that a tag or a digest names, and its digest.
-    pub(super) async fn manifest(
-        &self,
-        tag_or_digest: &str,
-    ) -> Result<(Digest, Vec<u8>), ImageError> {
-        let path = self.path("manifests", tag_or_digest);
-        let what = format!("manifest of {}", self.called(tag_or_digest));
-        let bytes = self.document(&path, &what, &Want::manifest(), manifest::MAX_MANIFEST).await?;
-        let got = super::digest_of(&bytes);
-        match tag_or_digest.parse::<Digest>() {
-            Ok(expected) if expected != got => {
-                Err(ImageError::DigestMismatch { what, expected, got })
-            }
-            _ => Ok((got, bytes)),
-        }
-    }
-
-    /// A small blob, such as a config, checked.
-    pub(super) async fn small_blob(
-        &self,
-        what: &str,
-        digest: &Digest,
-        size: u64,
-    ) -> Result<Vec<u8>, ImageError> {
-        let path = self.path("blobs", digest.as_str());
-        let bytes = self.document(&path, what, &Want::default(), size).await?;
-        super::check(what, &bytes, digest, size)?;
-        Ok(bytes)
-    }
-
-    /// A blob of any size, as a stream.
-    pub(super) fn blob(self: &Arc<Self>, digest: &Digest, size: u64) -> BlobStream {
-        BlobStream::new(Arc::clone(self), digest.clone(), size)
-    }
-
-    fn called(&self, tag_or_digest: &str) -> String {
-        let separator = if tag_or_digest.contains(':') { '@' } else { ':' };
-        format!("{}{separator}{tag_or_digest}", self.name)
-    }
-
-    fn path(&self, kind: &str, what: &str) -> String {
-        // Parts of a parsed reference: nothing in them needs escaping.
-        format!("/v2/{}/{kind}/{what}", self.name)
-    }
-
-    async fn document(
-        &self,
-        path: &str,
-        what: &str,
-        want: &Want,
-        limit: u64,
-    ) -> Result<Vec<u8>, ImageError> {
-        let mut retries = Retries::new(&self.options);
-        loop {
-            let result = match self.once(Method::GET, path, want).await {
-                Ok(response) => self.body(response, what, limit).await,
-                Err(failure) => Err(failure),
-            };
-            match result {
-                Ok(bytes) => return Ok(bytes),
-                Err(failure) => retries.pause(failure).await?,
-            }
-        }
-    }
-
-    async fn body(
-        &self,
-        mut response: Response,
-        what: &str,
-        limit: u64,
-    ) -> Result<Vec<u8>, Failure> {
-        let mut bytes = Vec::new();
-        while let Some(chunk) = self.chunk(&mut response).await? {
-            let got = bytes.len() as u64 + chunk.len() as u64;
-            if got > limit {
-                let what = what.to_owned();
-                return Err(ImageError::SizeMismatch { what, expected: limit, got }.into());
-            }
-            bytes.extend_from_slice(&chunk);
-        }
-        Ok(bytes)
-    }
-
-    /// The next part of a response, `None` at its end.
-    async fn chunk(&self, response: &mut Response) -> Result<Option<bytes::Bytes>, Failure> {
-        match tokio::time::timeout(self.options.stall_timeout, response.chunk()).await {
-            Ok(result) => result.map_err(|error| self.broken(response.url(), &error)),
-            Err(_) => Err(self.stalled(response.url())),
-        }
-    }
-
-    /// One try: authorises, follows redirects, and takes nothing but success for an answer,
-    /// or being told that the bytes wanted lie past the end.
-    async fn once(&self, method: Method, path: &str, want: &Want) -> Result<Response, Failure> {
-        let mut url = self.origin.clone();
-        url.set_path(path);
-        let mut redirects = 0;
-        let mut challenged = false;
-        loop {
-            let is_own = url.origin() == self.origin.origin();
-            let authorization = match is_own {
-                true => self.authorization.lock().await.clone(),
-                false => None,
-            };
-            let mut request = self.client.request(method.clone(), url.clone());
-            if let Some(accept) = want.accept {
-                request = request.header(ACCEPT, accept);
-            }
-            if want.from > 0 {
-                request = request.header(RANGE, format!("bytes={}-", want.from));
-            }
-            if let Some(value) = &authorization {
-                request = request.header(AUTHORIZATION, value);
-            }
-            let response = self.send(&url, request).await?;
-            let status = response.status();
-            let past_end = status == StatusCode::RANGE_NOT_SATISFIABLE && want.from > 0;
-            if status.is_success() || past_end {
-                return Ok(response);
-            }
-            if status == StatusCode::UNAUTHORIZED && is_own && !challenged {
-                challenged = true;
-                self.authorize(authorization, response).await?;
-                continue;
-            }
-            if status.is_redirection() {
-                redirects += 1;
-                url = self.redirect(&url, response.headers(), redirects)?;
-                continue;
-            }
-            return Err(self.failure(path, response).await);
-        }
-    }
-
-    /// Sends one request, after checking where it goes.
-    async fn send(&self, url: &Url, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
-        self.reach.check(url).map_err(refused)?;
-        match tokio::time::timeout(self.options.stall_timeout, request.send()).await {
-            Ok(result) => result.map_err(|error| self.broken(url, &error)),
-            Err(_) => Err(self.stalled(url)),
-        }
-    }
-
-    fn redirect(&self, from: &Url, headers: &HeaderMap, count: u32) -> Result<Url, Failure> {
-        let bad = |reason: String| {
-            Failure::Final(ImageError::BadRedirect { registry: self.host.clone(), reason })
-        };
-        if count > MAX_REDIRECTS {
-            return Err(bad(format!("there are more than {MAX_REDIRECTS} of them")));
-        }
-        let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
-        let location = location.ok_or_else(|| bad("it says not where to".into()))?;
-        let mut url = from.join(location).map_err(|e| bad(format!("{location:?}: {e}")))?;
-        let keeps_tls = url.scheme() == "https" || self.origin.scheme() == "http";
-        if !keeps_tls || !matches!(url.scheme(), "http" | "https") {
-            return Err(bad(format!("{}: is not https", url.scheme())));
-        }
-        // reqwest would make credentials of it.
-        let _ = url.set_username("");
-        let _ = url.set_password(None);
-        Ok(url)
-    }
-
-    /// Answers a 401 to a request that carried `used`.
-    async fn authorize(
-        &self,
-        used: Option<HeaderValue>,
-        response: Response,
-    ) -> Result<(), Failure> {
-        let mut current = self.authorization.lock().await;
-        if *current != used {
-            // Another request was told the same, and has answered.
-            return Ok(());
-        }
-        let credentials = match &self.options.credentials {
-            Some(path) => credentials::find(path, &self.host).await?,
-            None => None,
-        };
-        let challenges = auth::challenges(response.headers());
-        let bearer = challenges.iter().find(|c| matches!(c, Challenge::Bearer { .. }));
-        let value = match (bearer.or(challenges.first()), credentials) {
-            (Some(Challenge::Bearer { realm, service, scope }), credentials) => {
-                let realm: Url = realm.parse().map_err(|_| self.foreign(realm))?;
-                let token =
-                    self.token(realm, service.as_deref(), scope.as_deref(), credentials).await?;
-                format!("Bearer {token}")
-            }
-            (Some(Challenge::Basic), Some(credentials)) => {
-                use base64::Engine as _;
-                let pair = format!("{}:{}", credentials.user, credentials.password);
-                format!("Basic {}", base64::prelude::BASE64_STANDARD.encode(pair))
-            }
-            (Some(Challenge::Basic), None) => {
-                return Err(self.denied("it wants credentials, and there are none").into());
-            }
-            (None, _) => return Err(self.denied("it says not how to authenticate").into()),
-        };
-        let mut value = HeaderValue::try_from(value)
-            .map_err(|_| self.denied("its token cannot be sent in a header"))?;
-        value.set_sensitive(true);
-        *current = Some(value);
-        Ok(())
-    }
-
-    async fn token(
-        &self,
-        mut realm: Url,
-        service: Option<&str>,
-        scope: Option<&str>,
-        credentials: Option<credentials::Credentials>,
-    ) -> Result<String, Failure> {
-        #[derive(Deserialize)]
-        struct Answer {
-            token: Option<String>,
-            access_token: Option<String>,
-        }
-        if !auth::realm_belongs(&self.origin, &realm) {
-            return Err(self.foreign(realm.as_str()).into());
-        }
-        let own_scope = format!("repository:{}:pull", self.name);
-        realm
-            .query_pairs_mut()
-            .extend_pairs(service.map(|service| ("service", service)))
-            .append_pair("scope", scope.unwrap_or(&own_scope));
-        let mut request = self.client.get(realm.clone());
-        if let Some(credentials) = credentials {
-            request = request.basic_auth(credentials.user, Some(credentials.password));
-        }
-        let response = self.send(&realm, request).await?;
-        let status = response.status();
-        if status.is_redirection() {
-            let reason = "it would take the credentials elsewhere".into();
-            return Err(ImageError::BadRedirect { registry: self.host.clone(), reason }.into());
-        }
-        if !status.is_success() {
-            return Err(self.failure(realm.path(), response).await);
-        }
-        let body = self.body(response, "token", MAX_ANSWER).await?;
-        let answer: Answer = serde_json::from_slice(&body)
-            .map_err(|_| self.odd("its token service's answer is not the JSON expected"))?;
-        let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
-        Ok(token.ok_or_else(|| self.odd("its token service's answer holds no token"))?)
-    }
-
-    /// What an unsuccessful status means.
-    async fn failure(&self, path: &str, response: Response) -> Failure {
-        let status = response.status();
-        let retry_after = retry::retry_after(response.headers().get(RETRY_AFTER));
-        let said = self.error_message(response).await;
-        let said = said.unwrap_or_else(|| format!("HTTP status {status}"));
-        match status {
-            StatusCode::NOT_FOUND => Failure::Final(ImageError::NotFound {
-                registry: self.host.clone(),
-                what: match path.rsplit_once("/manifests/") {
-                    Some((_, tag_or_digest)) => self.called(tag_or_digest),
-                    None => path.trim_start_matches("/v2/").to_owned(),
-                },
-            }),
-            StatusCode::UNAUTHORIZED => self
-                .denied(&format!("it does not accept the credentials, or wants some: {said}"))
-                .into(),
-            StatusCode::FORBIDDEN => self.denied(&said).into(),
-            StatusCode::TOO_MANY_REQUESTS => Failure::Passing {
-                error: ImageError::RateLimited { registry: self.host.clone(), retry_after },
-                after: retry_after,
-            },
-            _ if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
-                Failure::Passing { error: self.odd(&said), after: retry_after }
-            }
-            _ => self.odd(&said).into(),
-        }
-    }
-
-    /// The first error in a body of the form that the specification asks for.
-    async fn error_message(&self, response: Response) -> Option<String> {
-        #[derive(Deserialize)]
-        struct Errors {
-            errors: Vec<Error>,
-        }
-        #[derive(Deserialize)]
-        struct Error {
-            code: Option<String>,
-            message: Option<String>,
-        }
-        let status = response.status();
-        let body = self.body(response, "error", MAX_ANSWER).await.ok()?;
-        let error = serde_json::from_slice::<Errors>(&body).ok()?.errors.into_iter().next()?;
-        // From outside: kept short and without control characters.
-        let text: String =
-            [error.code, error.message].into_iter().flatten().collect::<Vec<_>>().join(": ");
-        let text: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
-        Some(format!("{} ({text})", status.as_u16()))
-    }
-
-    /// A connection that failed or broke.
-    fn broken(&self, url: &Url, error: &reqwest::Error) -> Failure {
-        if let Some(refusal) = retry::cause::<Refused>(error) {
-            return refused(refusal.clone());
-        }
-        let host = url.host_str().unwrap_or_default().to_owned();
-        if let Some(tls) = retry::cause::<rustls::Error>(error) {
-            return ImageError::Tls { host, reason: tls.to_string() }.into();
-        }
-        let reason = retry::innermost(error);
-        Failure::Passing { error: ImageError::Unreachable { host, reason }, after: None }
-    }
-
-    fn stalled(&self, url: &Url) -> Failure {
-        let seconds = self.options.stall_timeout.as_secs_f32();
-        let error = ImageError::Unreachable {
-            host: url.host_str().unwrap_or_default().to_owned(),
-            reason: format!("nothing arrived for {seconds} s"),
-        };
-        Failure::Passing { error, after: None }
-    }
-
-    fn denied(&self, reason: &str) -> ImageError {
-        ImageError::Denied {
-            registry: self.host.clone(),
-            repository: self.name.clone(),
-            reason: reason.to_owned(),
-        }
-    }
-
-    fn foreign(&self, realm: &str) -> ImageError {
-        ImageError::ForeignRealm { registry: self.host.clone(), realm: realm.to_owned() }
-    }
-
-    fn odd(&self, answer: &str) -> ImageError {
-        ImageError::Registry { registry: self.host.clone(), answer: answer.to_owned() }
-    }
-}
-
-fn refused(refusal: Refused) -> Failure {
-    ImageError::AddressRefused { host: refusal.host, address: refusal.address }.into()
-}
-
-/// What a request asks for besides its path.
-#[derive(Default)]
-struct Want {
-    accept: Option<&'static str>,
-    /// First byte wanted.
-    from: u64,
-}
-
-impl Want {
-    fn manifest() -> Self {
-        Self { accept: Some(manifest::ACCEPT), from: 0 }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -593,15 +196,14 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let registry = Registry::new(RegistryOptions::default());
-        let repository = Repository {
-            options: RegistryOptions::default(),
-            client: registry.client(Reach::Public).unwrap(),
-            reach: Reach::Public,
-            origin: format!("http://localhost:{port}").parse().unwrap(),
-            host: "registry.example".into(),
-            name: "web".into(),
-            authorization: tokio::sync::Mutex::default(),
-        };
+        let repository = Repository::new(
+            RegistryOptions::default(),
+            registry.client(Reach::Public).unwrap(),
+            Reach::Public,
+            format!("http://localhost:{port}").parse().unwrap(),
+            "registry.example".into(),
+            "web".into(),
+        );
         let error = repository.resolve("1").await.unwrap_err();
         assert!(matches!(error, ImageError::AddressRefused { .. }), "{error}");
     }
