@@ -210,7 +210,9 @@ impl App {
         let (mut from, from_reruns) = match self.rollout.take() {
             // What it was going to is not to go back to. A restart of one Instance changes no
             // Release, so what it did stays.
-            Some(old) if old.only.is_none() && !old.phase.is_settled() => (old.from, old.from_reruns),
+            Some(old) if old.only.is_none() && !old.phase.is_settled() => {
+                (old.from, old.from_reruns)
+            }
             _ => (self.stable, in_force.clone()),
         };
         let to = match only {

@@ -100,8 +100,12 @@ fn self_acting(container: &mut ContainerSeen, now: Time) {
             }
         }
         ContainerState::Stopping { .. } => {
-            container.state =
-                ContainerState::Exited(Exit { at: now, code: 0, oom_killed: false, intended: true });
+            container.state = ContainerState::Exited(Exit {
+                at: now,
+                code: 0,
+                oom_killed: false,
+                intended: true,
+            });
         }
         ContainerState::Prepared | ContainerState::Exited(_) => {}
     }
@@ -188,7 +192,10 @@ fn steps(fleet: &Fleet, seen: &FleetSeen) -> Vec<String> {
     plan(fleet, seen, NOW).steps.iter().map(ToString::to_string).collect()
 }
 
-fn upgrade(instances: u32, change: impl Fn(&mut stead_core::manifest::Manifest)) -> (Fleet, FleetSeen) {
+fn upgrade(
+    instances: u32,
+    change: impl Fn(&mut stead_core::manifest::Manifest),
+) -> (Fleet, FleetSeen) {
     let old = simple_fleet(instances, revision(1, 1), &change);
     let new = Fleet { target: Some(revision(2, 2)), ..old.clone() };
     (new, settled(&old))

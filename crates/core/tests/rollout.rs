@@ -23,7 +23,7 @@ fn deploy(app: &mut App, release: u32) {
 
 fn restart_one(app: &mut App, ordinal: u32) {
     let restart = change(RolloutKind::Restart);
-    app.restart(Some(Ordinal(ordinal)), &manifest(), restart).unwrap();
+    app.restart(Some(Ordinal(ordinal)), &manifest(), restart).expect("it runs");
 }
 
 fn releases() -> BTreeMap<ReleaseNo, ReleaseSpec> {
@@ -73,8 +73,8 @@ fn fail_image(seen: &mut FleetSeen, release: u32, code: Code, at: Time, count: u
 
 fn trouble(app: &App, seen: &mut FleetSeen, ordinal: u32, code: Code, count: u32) {
     let ordinal = Ordinal(ordinal);
-    let revision = fleet(app).wanted(ordinal).unwrap();
-    let instance = seen.instances.get_mut(&ordinal).unwrap();
+    let revision = fleet(app).wanted(ordinal).expect("it is wanted");
+    let instance = seen.instances.get_mut(&ordinal).expect("it was there");
     let error = UserError::new(code, "it failed", "look");
     instance.containers.clear();
     instance.trouble = Some(Trouble { revision, error, at: NOW, count });
@@ -110,8 +110,10 @@ fn a_pull_that_fails_leaves_everything_as_it_was() {
 fn a_registry_that_is_away_and_a_failure_from_before_do_not_fail_a_pull() {
     let mut app = stable(1);
     deploy(&mut app, 2);
-    let away = |count| move |seen: &mut FleetSeen| {
-        fail_image(seen, 2, Code::RegistryUnavailable, NOW, count);
+    let away = |count| {
+        move |seen: &mut FleetSeen| {
+            fail_image(seen, 2, Code::RegistryUnavailable, NOW, count);
+        }
     };
     assert_eq!(name(&found(&app, away(1))), "stays");
     assert_eq!(name(&found(&app, away(START_ATTEMPTS))), "undone");

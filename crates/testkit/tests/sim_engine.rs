@@ -18,7 +18,7 @@ fn engine() -> (SimEngine, Arc<OpenRoad>, Arc<Notes>) {
 async fn until(engine: &SimEngine, app: &AppKey, what: &str, good: impl Fn(&FleetSeen) -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {
-        let seen = engine.observe(app).await.unwrap();
+        let seen = engine.observe(app).await.expect("it is up");
         if good(&seen) {
             return;
         }

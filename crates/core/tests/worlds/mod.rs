@@ -20,11 +20,11 @@ pub const NOW: Time = Time(1_000_000_000);
 const RELEASES: u32 = 3;
 
 pub fn key() -> AppKey {
-    "default/web".parse().unwrap()
+    "default/web".parse().expect("a key")
 }
 
 pub fn manifest() -> Manifest {
-    Manifest::minimal("web".parse().unwrap(), "sim/web:1")
+    Manifest::minimal("web".parse().expect("a name"), "sim/web:1")
 }
 
 pub fn digest(release: u32) -> Digest {
@@ -43,8 +43,11 @@ pub fn revision(release: u32, run: u32) -> Revision {
 }
 
 pub fn volume() -> Volume {
-    let (name, mount) = ("data".parse().unwrap(), "/data".parse().unwrap());
-    Volume { name, mount, shared: false }
+    Volume {
+        name: "data".parse().expect("a name"),
+        mount: "/data".parse().expect("a path"),
+        shared: false,
+    }
 }
 
 /// A Fleet of `instances` that runs Release 1 of `releases`, each as `change` has it.
@@ -62,7 +65,7 @@ pub fn simple_fleet(instances: u32, target: Revision, change: impl Fn(&mut Manif
 pub fn sandbox(fleet: &Fleet, made_for: Revision) -> SandboxSeen {
     SandboxSeen {
         id: SandboxId("sb".into()),
-        ip: "10.0.0.1".parse().unwrap(),
+        ip: [10, 0, 0, 1].into(),
         shape: fleet.releases[&made_for.release].shape(),
         made_for,
         created: Time(1),
@@ -112,10 +115,7 @@ fn some_revision() -> impl Strategy<Value = Revision> {
 pub fn some_fleet() -> impl Strategy<Value = Fleet> {
     let settings = (
         prop_oneof![4 => Just(Change::InPlace), 1 => Just(Change::Recreate)],
-        prop_oneof![
-            (0..4u32).prop_map(Amount::Count),
-            (0..=100u8).prop_map(Amount::Percent)
-        ],
+        prop_oneof![(0..4u32).prop_map(Amount::Count), (0..=100u8).prop_map(Amount::Percent)],
         prop::bool::weighted(0.2),
     );
     let releases = prop::collection::vec(settings, RELEASES as usize);
@@ -152,8 +152,8 @@ fn life() -> impl Strategy<Value = (ContainerState, TrafficState)> {
     let was_ready = prop::sample::select(vec![Health::Ready, Health::Unready, Health::Dead]);
     let since = (0..=NOW.0).prop_map(Time);
     let out = prop::sample::select(vec![Detached, Draining]);
-    let exit = |intended| move |at| {
-        ContainerState::Exited(Exit { at, code: 1, oom_killed: false, intended })
+    let exit = |intended| {
+        move |at| ContainerState::Exited(Exit { at, code: 1, oom_killed: false, intended })
     };
     prop_oneof![
         4 => (since.clone(), was_ready, any_traffic.clone())
@@ -173,9 +173,8 @@ fn some_instance(fleet: Fleet) -> impl Strategy<Value = InstanceSeen> {
     let lived = prop::option::weighted(0.8, (some_revision(), life()));
     let trouble = prop::option::weighted(0.3, (some_revision(), 0..=NOW.0, 1..8u32));
     let wanted = fleet.wanted(Ordinal(0));
-    let made_for = (any::<bool>(), some_revision()).prop_map(move |(fits, other)| {
-        wanted.filter(|_| fits).unwrap_or(other)
-    });
+    let made_for = (any::<bool>(), some_revision())
+        .prop_map(move |(fits, other)| wanted.filter(|_| fits).unwrap_or(other));
     (prop::bool::weighted(0.9), made_for, prepared, lived, trouble).prop_map(
         move |(has_sandbox, made_for, prepared, lived, trouble)| {
             let mut containers = Vec::new();
@@ -230,11 +229,8 @@ pub fn some_world() -> impl Strategy<Value = (Fleet, FleetSeen)> {
                 }
             }
             let images = (1..).zip(images).filter_map(|(n, seen)| Some((digest(n), seen?)));
-            let seen = FleetSeen {
-                generation: fleet.generation,
-                images: images.collect(),
-                instances,
-            };
+            let seen =
+                FleetSeen { generation: fleet.generation, images: images.collect(), instances };
             (fleet, seen)
         })
     })

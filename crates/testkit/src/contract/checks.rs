@@ -97,13 +97,21 @@ async fn instances_come_and_go_with_the_scale(stage: &mut Stage) -> Verdict {
     let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
     let one = stage.settle(&stage.fleet(1, 1, (1, 1), &releases)).await?;
     let three = stage.settle(&stage.fleet(2, 3, (1, 1), &releases)).await?;
-    equal("instance 0 after scaling up", &three.instances[&Ordinal(0)], &one.instances[&Ordinal(0)])?;
+    equal(
+        "instance 0 after scaling up",
+        &three.instances[&Ordinal(0)],
+        &one.instances[&Ordinal(0)],
+    )?;
     let mut addresses = vec![sandbox(&three, 0)?.1, sandbox(&three, 1)?.1, sandbox(&three, 2)?.1];
     addresses.sort();
     addresses.dedup();
     equal("different addresses", &addresses.len(), &3)?;
     let down = stage.settle(&stage.fleet(3, 1, (1, 1), &releases)).await?;
-    equal("instance 0 after scaling down", &down.instances[&Ordinal(0)], &one.instances[&Ordinal(0)])?;
+    equal(
+        "instance 0 after scaling down",
+        &down.instances[&Ordinal(0)],
+        &one.instances[&Ordinal(0)],
+    )?;
     equal("backends after scaling down", &stage.witness.open().len(), &1)
 }
 
@@ -228,7 +236,9 @@ async fn a_crash_restarts_with_growing_back_off(stage: &mut Stage) -> Verdict {
         if let Some(before) = before {
             let (gap, least) = (now.at.since(before.at), backoff(count - 1));
             if gap < least {
-                return Err(format!("attempt {count} came {gap} after the one before, not {least}"));
+                return Err(format!(
+                    "attempt {count} came {gap} after the one before, not {least}"
+                ));
             }
         }
         before = Some(now);

@@ -141,11 +141,7 @@ impl Stage {
     }
 
     /// For a while, nothing but what `same` permits may change.
-    pub(super) async fn quiet(
-        &mut self,
-        what: &str,
-        same: impl Fn(&FleetSeen) -> bool,
-    ) -> Verdict {
+    pub(super) async fn quiet(&mut self, what: &str, same: impl Fn(&FleetSeen) -> bool) -> Verdict {
         let end = Instant::now() + QUIET;
         while Instant::now() < end {
             let seen = self.look().await?;

@@ -314,9 +314,10 @@ impl Engine for SimEngine {
         app: &AppKey,
         query: LogQuery,
     ) -> Result<BoxStream<'static, LogLine>, EngineError> {
-        let lines = self.running(app).into_iter().filter(move |(ordinal, ..)| {
-            query.instance.is_none_or(|wanted| wanted == *ordinal)
-        });
+        let lines = self
+            .running(app)
+            .into_iter()
+            .filter(move |(ordinal, ..)| query.instance.is_none_or(|wanted| wanted == *ordinal));
         let lines: Vec<LogLine> = lines
             .map(|(instance, container, since)| LogLine {
                 time: format!("1970-01-01T00:00:00.{:09}Z", since.0 % 1_000_000_000),
@@ -359,16 +360,15 @@ impl Engine for SimEngine {
             };
             let _ = sender.send(output);
         });
-        let output = futures_util::stream::unfold((receiver, false), |(mut receiver, ended)| {
-            async move {
+        let output =
+            futures_util::stream::unfold((receiver, false), |(mut receiver, ended)| async move {
                 if ended {
                     return None;
                 }
                 let item = receiver.recv().await?;
                 let ended = matches!(item, ExecOutput::Exit(_));
                 Some((item, (receiver, ended)))
-            }
-        });
+            });
         Ok(Exec { input, output: output.boxed() })
     }
 

@@ -230,7 +230,9 @@ impl World {
         while self.broken.is_none() {
             let mine = self.due.keys().next().map(|(at, _)| *at);
             let others = [self.node.next_due(), self.gateway.next_due()];
-            let Some(at) = mine.into_iter().chain(others.into_iter().flatten()).min() else { break };
+            let Some(at) = mine.into_iter().chain(others.into_iter().flatten()).min() else {
+                break;
+            };
             if at > until {
                 break;
             }
