@@ -2,13 +2,15 @@
 //! that runs once and is forgotten.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use stead_engine_node::sandbox::{ContainerSpec, Host, HostConfig, Resources, SandboxSpec, Status};
 use tokio::runtime::Runtime;
+
+use crate::contest::Row;
 
 /// An engine with its own Sandboxes, links and cgroups.
 #[derive(Debug)]
@@ -19,7 +21,11 @@ pub(crate) struct Engine {
     folder: PathBuf,
     pool: usize,
     runs: AtomicU64,
+    steps: Mutex<Vec<[f64; STEPS.len()]>>,
 }
+
+/// The steps of a run, in order.
+const STEPS: [&str; 5] = ["create", "prepare", "start", "exit", "remove"];
 
 impl Engine {
     /// An engine that keeps `pool` Sandboxes ready. `name` has at most eight letters.
@@ -35,7 +41,27 @@ impl Engine {
         let (host, _) = runtime.block_on(Host::open(config))?;
         let rootfs = folder.join("rootfs");
         let folder = folder.join(name);
-        Ok(Self { runtime, host, rootfs, folder, pool, runs: AtomicU64::new(0) })
+        Ok(Self {
+            runtime,
+            host,
+            rootfs,
+            folder,
+            pool,
+            runs: AtomicU64::new(0),
+            steps: Mutex::default(),
+        })
+    }
+
+    /// Where the time of the runs went: the median of each step.
+    pub(crate) fn summary(&self) -> String {
+        let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        let median = |step: usize| {
+            let figures = steps.iter().map(|run| run[step]).collect();
+            Row::new("", figures).percentile(0.5).unwrap_or(f64::NAN)
+        };
+        let named = STEPS.iter().enumerate();
+        let parts = named.map(|(step, name)| format!("{name} {:.2}", median(step)));
+        format!("p50 in ms: {}", parts.collect::<Vec<_>>().join(", "))
     }
 
     /// Waits until the pool is full: the state between two deployments of a quiet machine.
@@ -64,15 +90,18 @@ impl Engine {
                     anyhow::Ok(())
                 });
             }
+            // To the last one, also after an error: each holds on to the engine.
+            let mut outcome = Ok(());
             while let Some(ended) = running.join_next().await {
-                ended??;
+                outcome = outcome.and(ended?);
             }
-            Ok(())
+            outcome
         })
     }
 
     async fn run(&self) -> anyhow::Result<()> {
         let number = self.runs.fetch_add(1, Ordering::Relaxed);
+        let mut times = vec![Instant::now()];
         let id = format!("bench-{number}");
         let sandbox = self
             .host
@@ -83,6 +112,7 @@ impl Engine {
                 ..SandboxSpec::default()
             })
             .await?;
+        times.push(Instant::now());
         let container = ContainerSpec {
             id: "main".to_owned(),
             layers: vec![self.rootfs.clone()],
@@ -93,10 +123,20 @@ impl Engine {
             ..ContainerSpec::default()
         };
         sandbox.prepare(container).await?;
+        times.push(Instant::now());
         sandbox.start("main").await?;
+        times.push(Instant::now());
         let exit = sandbox.wait("main").await?;
+        times.push(Instant::now());
         ensure!(exit.status == Status::Code(0), "the program ended with {exit:?}");
         self.host.remove(&id).await?;
+        times.push(Instant::now());
+
+        let mut steps = [0.0; STEPS.len()];
+        for (step, pair) in steps.iter_mut().zip(times.windows(2)) {
+            *step = (pair[1] - pair[0]).as_secs_f64() * 1000.0;
+        }
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).push(steps);
         Ok(())
     }
 }
