@@ -30,6 +30,8 @@ pub(crate) struct Container {
     pub(crate) log: Log,
     phase: Phase,
     report: OwnedFd,
+    /// The raw status of the main process, once the init has told it.
+    main_status: Option<i32>,
     cgroup: wire::Cgroup,
     seccomp: Option<String>,
     process: wire::Process,
@@ -103,6 +105,7 @@ impl Container {
             log,
             phase: Phase::Prepared { gate },
             report,
+            main_status: None,
             cgroup: wanted.cgroup,
             seccomp: wanted.seccomp,
             process: wanted.process,
@@ -120,8 +123,8 @@ impl Container {
             return Err(Failure::Step { step: "execve".into(), errno: libc::ETIMEDOUT });
         }
         let started = sys::now();
-        match Report::next(self.report.as_fd()) {
-            Some(Report::CannotRun(errno)) => {
+        match self.hear() {
+            Some(errno) => {
                 self.kill_and_reap();
                 self.phase = Phase::Exited(Exit {
                     status: Status::Code(127),
@@ -131,11 +134,25 @@ impl Container {
                 });
                 Err(Failure::CannotRun { program: name_of(&self.process), errno })
             }
-            _ => {
+            None => {
                 self.phase = Phase::Running { started };
                 Ok((self.init, started))
             }
         }
+    }
+
+    /// Takes in what the processes have reported: an errno if `execve` refused. A short program
+    /// may have ended already.
+    fn hear(&mut self) -> Option<i32> {
+        let mut refusal = None;
+        while let Some(report) = Report::next(self.report.as_fd()) {
+            match report {
+                Report::CannotRun(errno) => refusal = Some(errno),
+                Report::Ended(status) => self.main_status = Some(status),
+                _ => {}
+            }
+        }
+        refusal
     }
 
     /// Sends a signal to the main process, by way of the init.
@@ -148,12 +165,9 @@ impl Container {
 
     /// Notes the end of the init, after everything in its pid namespace has ended.
     pub(crate) fn ended(&mut self, init_status: i32, chunk: &mut [u8]) -> Exit {
-        let mut status = init_status;
-        while let Some(report) = Report::next(self.report.as_fd()) {
-            if let Report::Ended(main) = report {
-                status = main;
-            }
-        }
+        self.hear();
+        // An init that told nothing was killed itself.
+        let status = self.main_status.unwrap_or(init_status);
         let started = match &self.phase {
             Phase::Running { started } => *started,
             Phase::Prepared { .. } => 0,

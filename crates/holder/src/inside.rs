@@ -87,6 +87,7 @@ fn init(plan: &Plan<'_>) -> ! {
     let _ = sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong);
     // Nobody inside may look into this copy of the holder.
     let _ = sys::prctl(libc::PR_SET_DUMPABLE, 0);
+    let _ = sys::prctl(libc::PR_SET_NAME, c"stead-init".as_ptr() as libc::c_ulong);
     sys::block_signals();
     match assemble(plan).and_then(|()| fork_main(plan)) {
         Ok(main) => attend(main, plan.report.as_raw_fd()),

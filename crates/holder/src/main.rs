@@ -1,10 +1,12 @@
 //! The holder: the process that owns one Sandbox and outlives `serve`.
 //!
-//! `stead-holder FOLDER FIRST_ID`, with one end of a socket pair as standard input.
+//! Started with one end of a socket pair as standard input, and with `STEAD_FOLDER` and
+//! `STEAD_FIRST_ID` in its environment: its arguments can be read by everybody inside, because
+//! the init of a Container is a copy of it.
 //!
 //! It owns the Sandbox's namespaces, sets up, starts and reaps its Containers, writes their
 //! output to log files and keeps their exits until they are taken note of. It listens on the
-//! socket `ctl` in FOLDER; the newest connection is the one that counts.
+//! socket `ctl` in `STEAD_FOLDER`; the newest connection is the one that counts.
 //!
 //! Guarantees: no Container outlives its holder; no exit is lost while the holder lives.
 //! Deliberately absent: policy of any kind, links and addresses, limits, images. `serve` does
@@ -57,9 +59,10 @@ fn take_connection() -> Option<OwnedFd> {
 }
 
 fn begin(connection: BorrowedFd<'_>) -> failure::Result<Holder> {
-    let mut arguments = std::env::args().skip(1);
-    let (Some(folder), Some(first_id)) = (arguments.next(), arguments.next()) else {
-        return Err(Failure::NotUnderstood("usage: stead-holder FOLDER FIRST_ID".into()));
+    let (Ok(folder), Ok(first_id)) =
+        (std::env::var("STEAD_FOLDER"), std::env::var("STEAD_FIRST_ID"))
+    else {
+        return Err(Failure::NotUnderstood("this program is started by `stead serve`".into()));
     };
     let first_id = first_id
         .parse()

@@ -30,7 +30,7 @@ steps! {
     Join = "joining the Sandbox's namespaces",
     Cgroup = "joining the control groups",
     Identity = "becoming the Sandbox's root",
-    Clone = "making the init process",
+    Clone = "making its first process",
     Private = "making mounts private",
     Proc = "mounting /proc",
     Sys = "mounting /sys",

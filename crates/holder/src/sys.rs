@@ -407,7 +407,7 @@ pub(crate) fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
 }
 
 pub(crate) fn prctl(option: c_int, value: libc::c_ulong) -> io::Result<()> {
-    // SAFETY: all options used here take numbers.
+    // SAFETY: all options used here take numbers, or the address of a constant text.
     check_int(unsafe { libc::prctl(option, value, 0, 0, 0) }).map(drop)
 }
 

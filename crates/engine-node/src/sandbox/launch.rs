@@ -100,9 +100,11 @@ async fn start(means: &Arc<Means>, index: Index, folder: &Path) -> Result<Held, 
     let (mine, theirs) = socket_pair().map_err(SandboxError::step("control socket"))?;
     make_folder(folder).map_err(SandboxError::step(format!("folder {}", folder.display())))?;
     let mut child = Command::new(&means.holder)
-        .arg(folder)
-        .arg(first_user(index).to_string())
+        .arg0("stead-holder")
+        .arg(index.0.to_string())
         .env_clear()
+        .env("STEAD_FOLDER", folder)
+        .env("STEAD_FIRST_ID", first_user(index).to_string())
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
         .stderr(Stdio::null())

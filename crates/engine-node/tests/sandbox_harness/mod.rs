@@ -243,13 +243,13 @@ pub fn sandbox_spec(id: &str, namespace: &str) -> SandboxSpec {
     }
 }
 
-/// Number and command line of every process.
+/// Number and environment of every process.
 pub fn processes() -> Vec<(i32, String)> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     entries
         .filter_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
-            let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let command = std::fs::read(entry.path().join("environ")).ok()?;
             Some((pid, String::from_utf8_lossy(&command).replace('\0', " ")))
         })
         .collect()
@@ -287,4 +287,5 @@ fn make_image(folder: &Path) {
     // Links such as hostile images have.
     std::os::unix::fs::symlink("/etc", folder.join("link")).unwrap();
     std::os::unix::fs::symlink("../../../../tmp/sandbox-escape", folder.join("escape")).unwrap();
+    std::fs::create_dir_all(folder.join("tmp/sandbox-escape")).unwrap();
 }
