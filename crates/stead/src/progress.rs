@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use stead_core::api::Progress;
+use stead_core::api::{InstanceView, Progress};
 use stead_core::ids::Ordinal;
 use stead_core::rollout::Phase;
 
@@ -78,13 +78,20 @@ fn headline(progress: &Progress) -> String {
         Phase::Undoing { .. } => "going back",
         _ => rollout.phase.name(),
     };
-    format!(
-        "rollout {} {what}: {} of {} instances done ({})",
-        rollout.number,
-        progress.done,
-        progress.instances,
-        human::plain(&progress.why)
-    )
+    let count = format!("{} of {} instances done", progress.done, progress.instances);
+    let why = human::plain(&progress.why);
+    let why = if why == count { String::new() } else { format!(" ({why})") };
+    format!("rollout {} {what}: {count}{why}", rollout.number)
+}
+
+/// Where an Instance is, with what went wrong before as long as it is not ready again.
+fn state(view: &InstanceView) -> String {
+    match &view.trouble {
+        Some(trouble) if view.state != "ready" => {
+            format!("{}: {}", view.state, human::plain(&trouble.message))
+        }
+        _ => view.state.clone(),
+    }
 }
 
 /// The view on a terminal.
@@ -128,15 +135,8 @@ impl Live {
                 .instances
                 .entry(view.instance)
                 .or_insert_with(|| self.bars.add(spinner("  {spinner} {msg}")));
-            let trouble = view.trouble.as_ref().map(|t| format!(": {}", human::plain(&t.message)));
             let ip = view.ip.as_deref().unwrap_or("-");
-            let message = format!(
-                "instance {:<3} {ip:<15} {}{}",
-                view.instance,
-                view.state,
-                trouble.unwrap_or_default()
-            );
-            bar.set_message(message);
+            bar.set_message(format!("instance {:<3} {ip:<15} {}", view.instance, state(view)));
         }
         let gone: Vec<Ordinal> = self
             .instances
@@ -194,8 +194,7 @@ impl Lines {
             ));
         }
         for view in &progress.states {
-            let trouble = view.trouble.as_ref().map(|t| format!(": {}", human::plain(&t.message)));
-            let state = format!("{}{}", view.state, trouble.unwrap_or_default());
+            let state = state(view);
             if self.states.get(&view.instance) != Some(&state) {
                 lines.push(format!("{at} instance {}: {state}", view.instance));
                 self.states.insert(view.instance, state);
@@ -207,7 +206,6 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    use stead_core::api::InstanceView;
     use stead_core::fleet::Revision;
     use stead_core::ids::{ReleaseNo, RolloutNo};
     use stead_core::rollout::{Rollout, RolloutKind};

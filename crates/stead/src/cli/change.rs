@@ -148,12 +148,7 @@ pub(super) async fn start(context: &Context, app: &AppName) -> Result<()> {
 
 /// Says that a change is in, where no Rollout is followed.
 fn committed(context: &Context, accepted: &Accepted, what: &str) -> Result<()> {
-    context.output.show(accepted, |accepted| {
-        format!(
-            "{what} of app {} is committed; `stead status {}` shows it",
-            accepted.app, accepted.app.app
-        )
-    })
+    context.output.show(accepted, |accepted| format!("{}: {what}: committed", accepted.app))
 }
 
 #[derive(Debug, Args)]

@@ -82,7 +82,7 @@ fn apps_table(apps: &[AppView]) -> String {
             app.state.clone(),
             format!("{}/{}", app.ready, app.instances),
             or_dash(app.release),
-            or_dash(app.image.as_ref()),
+            or_dash(app.image.as_deref().map(human::image)),
             or_dash(app.urls.first()),
         ]);
     }
@@ -223,7 +223,7 @@ fn releases_table(releases: &[ReleaseView]) -> String {
     for ReleaseView { release, current } in releases {
         table.row([
             format!("{}{}", release.number, if *current { " *" } else { "" }),
-            release.reference.clone(),
+            human::image(&release.reference),
             release.image.short().to_owned(),
             human::ago(now, release.created),
             release.by.clone(),

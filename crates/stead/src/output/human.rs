@@ -72,6 +72,15 @@ pub(crate) fn plain(text: &str) -> String {
         .collect()
 }
 
+/// An image's reference for a list: a digest is shortened, or left out beside a tag.
+pub(crate) fn image(reference: &str) -> String {
+    let Some((name, digest)) = reference.split_once("@sha256:") else {
+        return reference.to_owned();
+    };
+    let tagged = name.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    if tagged { name.to_owned() } else { format!("{name}@{}", digest.get(..12).unwrap_or(digest)) }
+}
+
 /// A value or a dash.
 pub(crate) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
@@ -102,6 +111,18 @@ mod tests {
             (u64::MAX, "16384 PiB"),
         ] {
             assert_eq!(bytes(size), text);
+        }
+    }
+
+    #[test]
+    fn an_image_is_named_shortly() {
+        let digest = "sha256:131b6a5bd72aa57ab772482c88e2d07381f8c91b729c4be8546a7cd3da8cece9";
+        for (reference, text) in [
+            ("box:5000/web".to_owned(), "box:5000/web"),
+            (format!("box:5000/web:1@{digest}"), "box:5000/web:1"),
+            (format!("box:5000/web@{digest}"), "box:5000/web@131b6a5bd72a"),
+        ] {
+            assert_eq!(image(&reference), text);
         }
     }
 

@@ -107,18 +107,21 @@ pub(crate) struct Asked {
 
 impl Settings {
     /// What was asked for; for the rest what a running platform has, else the defaults.
-    /// A port 0 becomes a free port.
+    /// A port 0 becomes the one it was, or a free one.
     pub(crate) fn new(layout: Layout, asked: Asked) -> io::Result<Self> {
         let before = Self::read(&layout);
         let b = before.as_ref();
         Ok(Self {
             listen: match asked.listen.or(b.map(|s| s.listen)).unwrap_or(Listen(Some(API))) {
-                Listen(Some(addr)) => Listen(Some(chosen(addr)?)),
+                Listen(Some(addr)) => Listen(Some(chosen(addr, b.and_then(|s| s.listen.0))?)),
                 none => none,
             },
-            http: chosen(asked.http.or(b.map(|s| s.http)).unwrap_or(HTTP))?,
+            http: chosen(asked.http.or(b.map(|s| s.http)).unwrap_or(HTTP), b.map(|s| s.http))?,
             tls: asked.tls.or_else(|| b?.tls.clone()),
-            metrics: asked.metrics.or_else(|| b?.metrics).map(chosen).transpose()?,
+            metrics: match asked.metrics.or_else(|| b?.metrics) {
+                Some(addr) => Some(chosen(addr, b.and_then(|s| s.metrics))?),
+                None => None,
+            },
             registries: match b {
                 Some(before) if asked.registries == Registries::default() => {
                     before.registries.clone()
@@ -221,9 +224,13 @@ fn push(flags: &mut Vec<OsString>, name: &str, value: impl ToString) {
     flags.extend([name.into(), value.to_string().into()]);
 }
 
-/// The address with a free port where 0 asked for one.
-fn chosen(addr: SocketAddr) -> io::Result<SocketAddr> {
-    if addr.port() == 0 { TcpListener::bind(addr)?.local_addr() } else { Ok(addr) }
+/// The address with a port where 0 asked for any: the one it had before, else a free one.
+fn chosen(addr: SocketAddr, before: Option<SocketAddr>) -> io::Result<SocketAddr> {
+    match before.filter(|before| before.ip() == addr.ip()) {
+        _ if addr.port() != 0 => Ok(addr),
+        Some(before) => Ok(before),
+        None => TcpListener::bind(addr)?.local_addr(),
+    }
 }
 
 #[cfg(test)]
@@ -245,7 +252,8 @@ mod tests {
         assert_eq!(first.listen, Listen(Some(API)));
         first.write().unwrap();
         let none: Listen = "none".parse().unwrap();
-        let asked = Asked { listen: Some(none), ..Asked::default() };
+        let http = Some("127.0.0.1:0".parse().unwrap());
+        let asked = Asked { listen: Some(none), http, ..Asked::default() };
         let second = Settings::new(layout, asked).unwrap();
         assert_eq!(second, Settings { listen: none, ..first });
     }
