@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use stead_core::engine::EngineError;
 use stead_core::error::Code;
 use stead_core::fleet::{FleetSeen, Revision, Trouble, backoff};
-use stead_core::ids::{Generation, Ordinal};
+use stead_core::ids::{Generation, Ordinal, ReleaseNo};
 use stead_core::manifest::{Amount, Manifest, Strategy};
 
 use super::stage::{Stage, Verdict, sandbox, serving};
@@ -170,7 +170,7 @@ async fn an_undo_brings_the_old_revision_back(stage: &mut Stage) -> Verdict {
     ];
     stage.settle(&stage.fleet(1, 3, (1, 1), &releases)).await?;
     stage.apply(&stage.fleet(2, 3, (2, 2), &releases)).await?;
-    let new = Revision { run: 2, ..revision(2) };
+    let new = Revision { release: ReleaseNo(2), run: 2 };
     stage
         .until("one instance runs the new revision", |seen| {
             seen.instances.values().any(|i| i.serving().is_some_and(|c| c.revision == new))
@@ -329,10 +329,6 @@ async fn what_is_forgotten_is_gone(stage: &mut Stage) -> Verdict {
     equal("apps", &apps(stage).await?.contains(&stage.app.to_string()), &false)?;
     // A new App of this name starts from nothing.
     stage.settle(&stage.fleet(1, 1, (1, 1), &releases)).await.map(drop)
-}
-
-fn revision(release: u32) -> Revision {
-    Revision { release: stead_core::ids::ReleaseNo(release), run: 0 }
 }
 
 fn trouble(seen: &FleetSeen) -> Option<&Trouble> {

@@ -154,7 +154,7 @@ impl FaultyEngine {
     /// What this engine shows of what it saw.
     fn misreport(&self, app: &AppKey, mut seen: FleetSeen) -> FleetSeen {
         for (ordinal, instance) in &mut seen.instances {
-            let crashes_early = instance.containers.iter().find(|c| {
+            let starting = instance.containers.iter().find(|c| {
                 matches!(c.state, ContainerState::Running { health: Health::Starting, .. })
             });
             match self.defect {
@@ -180,7 +180,7 @@ impl FaultyEngine {
                     }
                 }
                 Defect::AttachesEarly => {
-                    if let (Some(container), Some(sandbox)) = (crashes_early, &instance.sandbox) {
+                    if let (Some(container), Some(sandbox)) = (starting, &instance.sandbox) {
                         let addr = std::net::SocketAddr::new(sandbox.ip, PORT);
                         self.road.attach_early(app, *ordinal, container.id.clone(), addr);
                     }

@@ -58,11 +58,6 @@ impl Witness {
         open
     }
 
-    /// Whether the Container was ever attached.
-    pub fn was_attached(&self, id: &ContainerId) -> bool {
-        self.lock().contains(&Seen::Attached(id.clone()))
-    }
-
     /// Whether anything was ever attached.
     pub fn attached_any(&self) -> bool {
         self.lock().iter().any(|seen| matches!(seen, Seen::Attached(_)))

@@ -277,7 +277,10 @@ impl World {
             Due::Act { epoch, stored } if epoch == self.desk.epoch => self.reconcile(&stored),
             Due::Enter { epoch, loaded, phase } if epoch == self.desk.epoch => {
                 self.note(|| format!("the rollout enters {phase:?}"));
-                self.desk.enter(loaded, phase);
+                let wrong = self.wrong_end(&phase);
+                if self.desk.enter(loaded, phase) {
+                    self.broken = self.broken.take().or(wrong);
+                }
                 self.again = true;
                 self.done();
             }
@@ -295,6 +298,17 @@ impl World {
                 self.load();
             }
         }
+    }
+
+    /// What cannot become ready must never count as done.
+    fn wrong_end(&self, phase: &Phase) -> Option<String> {
+        let fleet = self.desk.stored()?.wanted().fleet;
+        let reference = &fleet.target_spec().filter(|_| fleet.instances > 0)?.reference;
+        let script = script(reference);
+        let can_serve =
+            script.starts && script.ready_after.is_some() && script.pull_fails.is_none();
+        let wrong = matches!(phase, Phase::Done { .. }) && !can_serve;
+        wrong.then(|| format!("a rollout to {reference} is done"))
     }
 
     fn arrive(&mut self) {
