@@ -1,7 +1,7 @@
 //! The Fleet: what an engine shall hold for one App, what it holds, and the pure planner
 //! between the two.
 //!
-//! [`plan`] is the only place that decides whether an Instance is upgraded in place,
+//! [`plan()`] is the only place that decides whether an Instance is upgraded in place,
 //! recreated, restarted or left alone. Engines carry its steps out and observe again.
 
 mod budget;

@@ -1,6 +1,6 @@
 //! A Rollout: the persisted journey of an App from one Revision to another.
 //!
-//! [`advance`] decides the next phase from what is seen, [`wanted`] what follows from a
+//! [`advance()`] decides the next phase from what is seen, [`wanted()`] what follows from a
 //! phase for the engine and the gateway. Undo is another target for the same planner.
 
 mod advance;

@@ -1,7 +1,7 @@
 //! A simulated gateway: claims, draining and parking, with every request accounted for.
 //!
 //! A request is lost when it was sent to what no longer answers, or cut off before its end.
-//! It knows nothing of Fleets or Rollouts; the [`super::World`] hands in time and messages.
+//! It knows nothing of Fleets or Rollouts; the world hands in time and messages.
 
 use std::collections::BTreeMap;
 
