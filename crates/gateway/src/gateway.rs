@@ -1,6 +1,7 @@
 //! A running gateway: its parts, and the phases of its life.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
@@ -49,6 +50,13 @@ pub(crate) enum Phase {
     Cut,
 }
 
+/// Held by every listener and every connection. When the last is gone, so is the channel: a
+/// connection cannot be missed between two listeners or two counts.
+#[derive(Clone)]
+pub(crate) struct Presence {
+    _alive: mpsc::Sender<Infallible>,
+}
+
 /// What every part of a gateway shares.
 pub(crate) struct Shared {
     pub(crate) routes: Routes,
@@ -59,7 +67,8 @@ pub(crate) struct Shared {
     phase: watch::Sender<Phase>,
     /// The same for the hot path.
     phase_now: AtomicU8,
-    connections: Arc<Semaphore>,
+    /// Room for connections.
+    room: Arc<Semaphore>,
     refused: Mutex<BTreeMap<u16, u64>>,
 }
 
@@ -94,18 +103,12 @@ impl Shared {
 
     /// Room for one more connection.
     pub(crate) async fn admit(&self) -> OwnedSemaphorePermit {
-        self.connections.clone().acquire_owned().await.expect("the semaphore is never closed")
+        self.room.clone().acquire_owned().await.expect("the semaphore is never closed")
     }
 
-    /// Connections and tunnels of clients, and listeners that wait for one.
+    /// Connections of clients, and listeners that have room for the next one.
     pub(crate) fn connections(&self) -> usize {
-        self.limits.connections as usize - self.connections.available_permits()
-    }
-
-    /// Waits until no connection is left.
-    async fn empty(&self) {
-        // Fails only if the semaphore were closed.
-        let _ = self.connections.acquire_many(self.limits.connections).await;
+        self.limits.connections as usize - self.room.available_permits()
     }
 
     /// A request was refused before it had an App.
@@ -159,6 +162,8 @@ pub struct Gateway {
     addrs: Vec<(Role, SocketAddr)>,
     tls: Option<Arc<Tls>>,
     link: Mutex<JoinHandle<()>>,
+    /// Ends when no listener and no connection is left.
+    absence: tokio::sync::Mutex<mpsc::Receiver<Infallible>>,
     takeover_drain: Duration,
     stop_drain: Duration,
 }
@@ -177,7 +182,7 @@ impl Gateway {
                 + Micros::from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()),
             phase: watch::Sender::new(Phase::Serving),
             phase_now: AtomicU8::new(Phase::Serving as u8),
-            connections: Arc::new(Semaphore::new(limits.connections as usize)),
+            room: Arc::new(Semaphore::new(limits.connections as usize)),
             refused: Mutex::default(),
             limits,
         });
@@ -205,7 +210,9 @@ impl Gateway {
             Some(Arc::new(Tls::new(config.certificates.clone())?))
         };
 
-        serve(&shared, sockets, tls.as_ref()).map_err(GatewayError::System)?;
+        let (alive, absence) = mpsc::channel(1);
+        let presence = Presence { _alive: alive };
+        serve(&shared, sockets, tls.as_ref(), &presence).map_err(GatewayError::System)?;
         if let Some(takeover) = takeover {
             takeover.serving().await?;
         }
@@ -216,7 +223,15 @@ impl Gateway {
             tokio::spawn(async move { link::keep(shared, &socket, heard).await })
         };
         let GatewayConfig { takeover_drain, stop_drain, .. } = config;
-        Ok(Self { shared, addrs, tls, link: Mutex::new(link), takeover_drain, stop_drain })
+        Ok(Self {
+            shared,
+            addrs,
+            tls,
+            absence: tokio::sync::Mutex::new(absence),
+            link: Mutex::new(link),
+            takeover_drain,
+            stop_drain,
+        })
     }
 
     /// Where it listens for HTTP/1.1 and h2c.
@@ -270,8 +285,9 @@ impl Gateway {
             self.shared.reached(Phase::Stopping).await;
             tokio::time::sleep(self.stop_drain).await;
         };
+        let mut absence = self.absence.lock().await;
         tokio::select! {
-            () = self.shared.empty() => {}
+            _ = absence.recv() => {}
             () = stopping => tracing::warn!("connections are cut after the drain"),
             () = tokio::time::sleep(self.takeover_drain) => {
                 tracing::warn!("connections are cut after the drain");
@@ -279,7 +295,7 @@ impl Gateway {
         }
         self.shared.enter(Phase::Cut);
         // Whoever is not done by then is lost with the process.
-        let _ = timeout(LAST_WORDS, self.shared.empty()).await;
+        let _ = timeout(LAST_WORDS, absence.recv()).await;
         let link = timeout(
             LAST_WORDS,
             poll_fn(|cx| {
@@ -356,14 +372,25 @@ fn takeover_listener(path: &Path) -> io::Result<std::os::unix::net::UnixListener
 
 /// Starts to serve `sockets`. The tasks have descriptors of their own; those in `sockets` wait
 /// for a successor, and are closed when the gateway stops serving.
-fn serve(shared: &Arc<Shared>, sockets: Vec<Socket>, tls: Option<&Arc<Tls>>) -> io::Result<()> {
+fn serve(
+    shared: &Arc<Shared>,
+    sockets: Vec<Socket>,
+    tls: Option<&Arc<Tls>>,
+    presence: &Presence,
+) -> io::Result<()> {
     let mut takeover = None;
     for socket in &sockets {
         let fd = socket.fd.try_clone()?;
         let shared = shared.clone();
         match socket.role {
-            Role::Http => drop(tokio::spawn(listen::accept(shared, tcp(fd)?, None))),
-            Role::Https => drop(tokio::spawn(listen::accept(shared, tcp(fd)?, tls.cloned()))),
+            Role::Http => {
+                let accept = listen::accept(shared, tcp(fd)?, None, presence.clone());
+                drop(tokio::spawn(accept));
+            }
+            Role::Https => {
+                let accept = listen::accept(shared, tcp(fd)?, tls.cloned(), presence.clone());
+                drop(tokio::spawn(accept));
+            }
             Role::Metrics => drop(tokio::spawn(metrics::serve(shared, tcp(fd)?))),
             Role::Takeover => takeover = Some(UnixListener::from_std(fd.into())?),
         }

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::forward;
-use crate::gateway::{Phase, Shared};
+use crate::gateway::{Phase, Presence, Shared};
 use crate::tls::Tls;
 use crate::wire::{Turn, Wire};
 
@@ -43,8 +43,9 @@ pub(crate) struct Client {
     pub(crate) addr: IpAddr,
     pub(crate) tls: bool,
     pub(crate) turn: Arc<Turn>,
-    /// Counts the connection, for as long as it or a tunnel out of it is there.
     _permit: OwnedSemaphorePermit,
+    /// Held as long as the connection or a tunnel out of it is there.
+    _presence: Presence,
 }
 
 /// Listens at `addr`.
@@ -56,15 +57,32 @@ pub(crate) fn bind(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
 }
 
 /// Accepts connections until the gateway ends or a successor took over.
-pub(crate) async fn accept(shared: Arc<Shared>, listener: TcpListener, tls: Option<Arc<Tls>>) {
+pub(crate) async fn accept(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    presence: Presence,
+) {
+    let welcome = |stream: TcpStream, addr: SocketAddr, permit| {
+        let client = Arc::new(Client {
+            shared: shared.clone(),
+            addr: addr.ip().to_canonical(),
+            tls: tls.is_some(),
+            turn: Arc::default(),
+            _permit: permit,
+            _presence: presence.clone(),
+        });
+        tokio::spawn(serve(client, stream, tls.clone()));
+    };
     loop {
-        let permit = shared.admit().await;
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let next = async { (shared.admit().await, listener.accept().await) };
+        let (permit, accepted) = tokio::select! {
+            biased; // nothing is accepted that a successor could have
             () = shared.reached(Phase::HandedOver) => break,
+            next = next => next,
         };
         match accepted {
-            Ok((stream, addr)) => welcome(&shared, stream, addr, tls.clone(), permit),
+            Ok((stream, addr)) => welcome(stream, addr, permit),
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(ACCEPT_PACE).await;
@@ -75,40 +93,25 @@ pub(crate) async fn accept(shared: Arc<Shared>, listener: TcpListener, tls: Opti
         // Nobody takes over what waits in the queue.
         while let Some(Ok((stream, addr))) = listener.accept().now_or_never() {
             let permit = shared.admit().await;
-            welcome(&shared, stream, addr, tls.clone(), permit);
+            welcome(stream, addr, permit);
         }
     }
 }
 
-fn welcome(
-    shared: &Arc<Shared>,
-    stream: TcpStream,
-    addr: SocketAddr,
-    tls: Option<Arc<Tls>>,
-    permit: OwnedSemaphorePermit,
-) {
-    let client = Arc::new(Client {
-        shared: shared.clone(),
-        addr: addr.ip().to_canonical(),
-        tls: tls.is_some(),
-        turn: Arc::default(),
-        _permit: permit,
-    });
-    tokio::spawn(async move {
-        let shared = client.shared.clone();
-        let served = Box::pin(async {
-            // Small writes must not wait for acknowledgements; that it fails is the end anyway.
-            let _ = stream.set_nodelay(true);
-            match tls {
-                None => plain(client, stream).await,
-                Some(tls) => encrypted(client, stream, &tls).await,
-            }
-        });
-        tokio::select! {
-            () = served => {}
-            () = shared.reached(Phase::Cut) => {}
+async fn serve(client: Arc<Client>, stream: TcpStream, tls: Option<Arc<Tls>>) {
+    let shared = client.shared.clone();
+    let served = Box::pin(async {
+        // Small writes must not wait for acknowledgements; that it fails is the end anyway.
+        let _ = stream.set_nodelay(true);
+        match tls {
+            None => plain(client, stream).await,
+            Some(tls) => encrypted(client, stream, &tls).await,
         }
     });
+    tokio::select! {
+        () = served => {}
+        () = shared.reached(Phase::Cut) => {}
+    }
 }
 
 async fn plain(client: Arc<Client>, mut stream: TcpStream) {

@@ -90,10 +90,8 @@ mod tests {
     }
 
     fn count(shares: &Shares, release: u32, of: usize) -> usize {
-        let hits = (0..of)
-            .filter(|_| shares.claim().unwrap().backend().release == ReleaseNo(release))
-            .count();
-        hits
+        let hit = |_: &usize| shares.claim().unwrap().backend().release == ReleaseNo(release);
+        (0..of).filter(hit).count()
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
             let taken = this.held.len().min(buf.remaining());
             buf.put_slice(&this.held[..taken]);
             this.held.advance(taken);
-        } else if let Poll::Pending = Pin::new(&mut this.stream).poll_read(cx, buf)? {
+        } else if Pin::new(&mut this.stream).poll_read(cx, buf)?.is_pending() {
             let Some(http1) = &mut this.http1 else { return Poll::Pending };
             if http1.scanner.in_body() {
                 http1.time(Timing::Body, http1.body_stall);

@@ -215,6 +215,8 @@ pub struct AppState {
     pub requests: AtomicUsize,
     /// TCP connections that were made.
     pub connections: AtomicUsize,
+    /// Of these, those that are open.
+    pub open: AtomicUsize,
     /// What `/wait` and `/sse` wait for.
     pub go: Semaphore,
 }
@@ -222,6 +224,15 @@ pub struct AppState {
 static NAMES: AtomicUsize = AtomicUsize::new(0);
 
 impl TestApp {
+    /// An App at an address that no other test uses: its port stays free when it is gone.
+    pub async fn alone(release: u32) -> Self {
+        static HOSTS: AtomicUsize = AtomicUsize::new(1);
+        let host = HOSTS.fetch_add(1, Ordering::SeqCst) as u8;
+        let process = std::process::id().to_be_bytes();
+        let addr = std::net::Ipv4Addr::new(127, 128 | process[2], process[3], host);
+        Self::serve(TcpListener::bind((addr, 0)).await.unwrap(), release, Protocol::Http1)
+    }
+
     pub async fn start(release: u32) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Self::serve(listener, release, Protocol::Http1)
@@ -238,6 +249,7 @@ impl TestApp {
             name: name.clone(),
             requests: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
             go: Semaphore::new(0),
         });
         let addr = listener.local_addr().unwrap();
@@ -251,7 +263,8 @@ impl TestApp {
                     _ = over.changed() => return,
                 };
                 shared.connections.fetch_add(1, Ordering::SeqCst);
-                let (state, mut over) = (shared.clone(), dead.clone());
+                shared.open.fetch_add(1, Ordering::SeqCst);
+                let (shared, state, mut over) = (shared.clone(), shared.clone(), dead.clone());
                 tokio::spawn(async move {
                     let io = TokioIo::new(stream);
                     let service = service_fn(move |request| answer(state.clone(), request));
@@ -270,7 +283,10 @@ impl TestApp {
                             }
                         };
                     };
-                    tokio::select! { () = served => {}, _ = over.changed() => {} }
+                    let mut served = Box::pin(served);
+                    tokio::select! { () = &mut served => {}, _ = over.changed() => {} }
+                    drop(served);
+                    shared.open.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });
@@ -302,6 +318,16 @@ impl TestApp {
 
     pub async fn got(&self, requests: usize) {
         until("requests at the app", || self.requests() >= requests).await;
+    }
+
+    /// Ends the App, and waits until its port and its connections are closed.
+    pub async fn kill(self) {
+        let Self { addr, state, _life: life, .. } = self;
+        drop(life);
+        until("the app is gone", || {
+            state.open.load(Ordering::SeqCst) == 0 && std::net::TcpStream::connect(addr).is_err()
+        })
+        .await;
     }
 
     pub fn go(&self) {

@@ -75,10 +75,9 @@ async fn caps_deadlines_and_hopeless_waits_answer_503_with_retry_after() {
 async fn a_backend_that_refuses_is_left_for_another_and_taken_back() {
     let control = Control::start();
     let app = TestApp::start(1).await;
-    let down = TestApp::start(1).await;
+    let down = TestApp::alone(1).await;
     let (addr, backend) = (down.addr, down.open());
-    drop(down);
-    until("the port is closed", || std::net::TcpStream::connect(addr).is_err()).await;
+    down.kill().await;
     control.put(APP, routes([app.open(), backend.clone()])).await;
     let gateway = control.gateway().await;
     let mut client = Raw::connect(gateway.http_addrs()[0]).await;
@@ -104,14 +103,13 @@ async fn a_backend_that_refuses_is_left_for_another_and_taken_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_in_place_delays_requests_and_fails_none() {
     let control = Control::start();
-    let first = TestApp::start(1).await;
+    let first = TestApp::alone(1).await;
     let (addr, backend) = (first.addr, first.open());
     control.put(APP, routes([backend])).await;
     let gateway = control.gateway().await;
     let mut client = Raw::connect(gateway.http_addrs()[0]).await;
     assert_eq!(client.get("/").await.status, 200);
-    drop(first); // pooled connections are closed, new ones refused
-    until("the port is closed", || std::net::TcpStream::connect(addr).is_err()).await;
+    first.kill().await; // pooled connections are closed, new ones refused
     client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
     until("parked", || parked(&gateway) == 1).await;
     let listener = TcpListener::bind(addr).await.unwrap();
