@@ -348,6 +348,7 @@ async fn what_files_are_is_kept() {
         .symlink("l", "nowhere")
         .dir_with("late/", |header| header.set_mtime(77))
         .file("late/file", "changes the folder's time")
+        .raw(b'1', "linked", "srv/web", b"", |header| header.set_size(512))
         .raw(0, "old-style/", "", b"", |_| {})
         .raw(b'g', "global", "", b"9 a=bcde\n", |_| {})
         .raw(b'7', "contiguous", "", b"yes", |_| {});
@@ -378,6 +379,7 @@ async fn what_files_are_is_kept() {
     assert_eq!(stat("pipe").mode() & 0o7777, 0o622);
     assert_eq!(stat("l").mtime(), 1_000_000_000);
     assert_eq!(stat("late").mtime(), 77);
+    assert_eq!(stat("linked").ino(), web.ino());
     assert!(stat("old-style").is_dir() && stat("contiguous").is_file());
     assert_eq!(fs::metadata(home.root()).unwrap().permissions().mode() & 0o7777, 0o700);
 }

@@ -135,7 +135,7 @@ async fn an_image_is_pulled_once_and_then_needs_no_registry() {
     drop((store, pulled, registry));
 
     // The registry is gone: what is complete is complete, also for a new process.
-    let store = home.open();
+    let store = home.open_with(quick());
     let again = store.pull(&reference, &resolved, &()).await.unwrap();
     assert_eq!(again.digest, resolved);
     let list = store.list();

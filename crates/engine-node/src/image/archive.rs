@@ -197,10 +197,9 @@ impl<R: Read> Archive<R> {
             xattrs: extensions.xattrs,
         };
         if kind != Kind::File {
-            // Links and folders carry no data, whatever their size field says; except that
-            // old pax writers store a hard link's data again, which is skipped.
-            let stored = if kind == Kind::HardLink { entry.size } else { 0 };
-            self.set_data(stored)?;
+            // Only files carry data, whatever the size field of others says: so do Docker and
+            // containerd read it, and reading it otherwise would show another tree.
+            self.set_data(0)?;
             entry.size = 0;
             return Ok(entry);
         }
