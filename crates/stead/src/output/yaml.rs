@@ -83,14 +83,14 @@ mod tests {
     #[test]
     fn a_document_reads_as_the_same_document() {
         let value = json!({
-            "app": "default/web", "n": 3, "no": "no", "none": null, "empty": [], "map": {},
+            "app": "default/web", "count": 3, "no": "no", "none": null, "empty": [], "map": {},
             "list": [{"a": "1", "b": [1, 2]}, "x: y", "line\nend"],
         });
         let text = to_string(&value);
         assert_eq!(
             text,
-            "app: default/web\nempty: []\nlist:\n  -\n    a: \"1\"\n    b:\n      - 1\n      - 2\n  \
-             - \"x: y\"\n  - \"line\\nend\"\nmap: {}\nn: 3\n\"no\": \"no\"\nnone: null\n"
+            "app: default/web\ncount: 3\nempty: []\nlist:\n  -\n    a: \"1\"\n    b:\n      - 1\n      - 2\n  \
+             - \"x: y\"\n  - \"line\\nend\"\nmap: {}\n\"no\": \"no\"\nnone: null\n"
         );
         assert_eq!(to_string(&json!([])), "[]\n");
     }

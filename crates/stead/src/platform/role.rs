@@ -65,6 +65,8 @@ impl Role {
         let mut command = command([role].into_iter().chain(self.flags.iter().cloned()));
         command.stdout(Stdio::piped()).stderr(log);
         let child = tokio::process::Command::from(command).spawn()?;
+        // Looking removes the record of the one that died.
+        process::running(&self.layout, self.kind);
         if let Some(pid) = child.id() {
             process::note(&self.layout, self.kind, pid.cast_signed())?;
             tracing::info!(role = self.kind.word(), pid, "started");
