@@ -250,3 +250,6 @@ fn private_folder(path: &Path) -> Result<(), ControlError> {
     make.recursive(true).mode(0o700);
     make.create(path).map_err(|source| ControlError::Folder { path: path.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests;

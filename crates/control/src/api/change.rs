@@ -10,7 +10,7 @@ use stead_core::api::Accepted;
 use stead_core::app::App;
 use stead_core::error::{Code, UserError};
 use stead_core::event::Fact;
-use stead_core::ids::Generation;
+use stead_core::ids::{Generation, RolloutNo};
 use stead_core::name::AppKey;
 use stead_core::rollout::{Phase, Rollout};
 
@@ -76,8 +76,8 @@ impl IntoResponse for Committed {
 }
 
 impl Api {
-    /// Changes an App that exists. `decide` may be called several times; `None` means that
-    /// there is nothing to do.
+    /// Changes an App that exists. `decide` may be called several times; `None`, or an App of
+    /// the same generation, means that there is nothing to do.
     pub(super) async fn change(
         &self,
         caller: &Caller,
@@ -105,13 +105,17 @@ impl Api {
             if before.as_ref().is_some_and(|app| app.deleted) {
                 return Err(being_deleted(key).into());
             }
-            let active = before.as_ref().and_then(App::active).cloned();
-            let Some(Decision { app, beside, what }) = decide(before.clone())? else {
+            let decided = decide(before.clone())?;
+            let Some(Decision { app, beside, what }) =
+                decided.filter(|decision| Some(decision.app.generation) != seen)
+            else {
                 let app = before.ok_or_else(|| no_app(key))?;
-                return Ok(Committed(accepted(&app)));
+                let under_way = app.active().map(|rollout| rollout.number);
+                return Ok(Committed(accepted(&app, under_way)));
             };
             let mut writes = vec![Write::app(seen, &app)?];
             writes.extend(beside);
+            let active = before.as_ref().and_then(App::active);
             if let Some(over) = active.and_then(|active| what_became(active, &app)) {
                 writes.push(Write::set(rollout_key(key, over.number), &over)?);
             }
@@ -120,7 +124,9 @@ impl Api {
                     let by = caller.name.clone();
                     tracing::info!(app = %key, by, what, generation = %app.generation, "changed");
                     note(&self.events, key, Fact::Changed { by, what });
-                    return Ok(Committed(accepted(&app)));
+                    let was = before.and_then(|before| before.rollout);
+                    let changed = app.rollout.as_ref().filter(|now| was.as_ref() != Some(*now));
+                    return Ok(Committed(accepted(&app, changed.map(|rollout| rollout.number))));
                 }
                 Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -135,23 +141,20 @@ impl Api {
     }
 }
 
-fn accepted(app: &App) -> Accepted {
+fn accepted(app: &App, rollout: Option<RolloutNo>) -> Accepted {
     Accepted {
         app: app.key.clone(),
         generation: app.generation,
-        rollout: app.active().map(|rollout| rollout.number),
+        rollout,
         release: app.target().map(|target| target.release),
     }
 }
 
 /// The Rollout that was under way before the change, if it is over now.
-fn what_became(mut before: Rollout, app: &App) -> Option<Rollout> {
+fn what_became(before: &Rollout, app: &App) -> Option<Rollout> {
     match &app.rollout {
         Some(now) if now.number == before.number => now.phase.is_final().then(|| now.clone()),
-        _ => {
-            before.phase = Phase::Superseded { at: clock::now() };
-            Some(before)
-        }
+        _ => Some(Rollout { phase: Phase::Superseded { at: clock::now() }, ..before.clone() }),
     }
 }
 

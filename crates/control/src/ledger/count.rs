@@ -18,6 +18,8 @@ pub(super) struct AppCounters {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(super) struct ReleaseCounters {
     received: u64,
+    #[serde(default)]
+    parked: u64,
     pub(super) in_flight: u64,
     ended: Ended,
 }
@@ -48,6 +50,7 @@ pub(super) fn book(
         }
         let total = totals.entry(release.release).or_default();
         total.received += since(last.received, new.received);
+        total.parked += since(last.parked, new.parked);
         last.ended.difference(&new.ended, total);
         *last = new;
         changed.push(release.release);
@@ -67,6 +70,7 @@ impl ReleaseCounters {
         Self {
             // One that moved on is counted by the Backend that took it in the end.
             received: report.received.saturating_sub(report.moved),
+            parked: report.parked,
             in_flight: report.in_flight,
             ended: Ended::of(&report.outcomes),
         }

@@ -22,6 +22,7 @@ fn report(started: u64, completed: u64, in_flight: u64, unsent: u64) -> Report {
             releases: vec![ReleaseReport {
                 release: ReleaseNo(1),
                 received: completed + in_flight + 3,
+                parked: 0,
                 moved: 3,
                 in_flight,
                 outcomes: Outcomes { completed, ..Outcomes::default() },

@@ -149,6 +149,9 @@ pub(crate) struct Store {
     writer: Worker,
     reader: Mutex<Connection>,
     changes: broadcast::Sender<Changed>,
+    /// Commits until this process is as good as dead, for tests of crashes.
+    #[cfg(test)]
+    pub(crate) life: halt::Life,
 }
 
 impl Store {
@@ -166,6 +169,8 @@ impl Store {
             writer: Worker::start("stead-store", connection)?,
             reader: Mutex::new(reader),
             changes: broadcast::channel(WAKE_BACKLOG).0,
+            #[cfg(test)]
+            life: halt::Life::default(),
         })
     }
 
@@ -179,7 +184,10 @@ impl Store {
             .map(|write| Changed { kind: write.kind, key: write.key.clone() })
             .collect();
         let changes = self.changes.clone();
-        self.writer
+        #[cfg(test)]
+        self.life.before_commit().await;
+        let done = self
+            .writer
             .call(move |connection| {
                 let transaction = connection.transaction()?;
                 for write in &writes {
@@ -192,7 +200,10 @@ impl Store {
                 }
                 Ok(())
             })
-            .await
+            .await;
+        #[cfg(test)]
+        self.life.after_commit().await;
+        done
     }
 
     /// Reads one document.
@@ -299,5 +310,7 @@ fn apply(transaction: &Transaction<'_>, write: &Write) -> Result<(), StoreError>
     }
 }
 
+#[cfg(test)]
+pub(crate) mod halt;
 #[cfg(test)]
 mod tests;

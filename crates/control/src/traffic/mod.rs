@@ -303,4 +303,12 @@ impl Traffic for Publisher {
 }
 
 #[cfg(test)]
+impl Publisher {
+    /// As long after the start, when no gateway has ever come.
+    pub(crate) fn miss_nobody(&self) {
+        self.lock().missed.clear();
+    }
+}
+
+#[cfg(test)]
 mod tests;
