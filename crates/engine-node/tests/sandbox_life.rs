@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sandbox_harness::{Platform, shell};
 use stead_engine_node::sandbox::{
-    ContainerSpec, FileMount, Resources, RunRefusal, SandboxError, Status, TmpfsMount, ViewState,
+    ContainerSpec, ExecSpec, FileMount, Resources, RunRefusal, SandboxError, Status, TmpfsMount, ViewState,
     VolumeMount,
 };
 
@@ -306,6 +306,9 @@ async fn limits_hold_and_change_in_place() {
     let frozen = sandbox.usage("one").await.unwrap().cpu;
     tokio::task::yield_now().await;
     assert_eq!(sandbox.usage("one").await.unwrap().cpu, frozen);
+    let spec = ExecSpec { argv: shell("true"), ..ExecSpec::default() };
+    let entered = sandbox.exec("one", spec).await;
+    assert!(matches!(entered, Err(SandboxError::WrongState { .. })), "{entered:?}");
     sandbox.thaw("one").await.unwrap();
     all.until("it goes on", async || sandbox.usage("one").await.unwrap().cpu > frozen).await;
     // A frozen one can be stopped too.

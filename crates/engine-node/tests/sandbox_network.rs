@@ -1,5 +1,7 @@
 //! Who reaches whom.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod sandbox_harness;
 
 use std::fmt::Display;

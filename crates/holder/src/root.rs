@@ -4,6 +4,7 @@
 //! Container as descriptors. Nothing is visible anywhere until the Container attaches it.
 
 use std::ffi::{CStr, CString};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -33,22 +34,76 @@ const DEVICES: [(&CStr, &CStr); 6] = [
 
 /// Mounts the overlay of the layers, ids mapped into the Sandbox.
 pub(crate) fn overlay(root: &wire::Root, userns: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let fs = sys::fs_open(c"overlay").at("overlay")?;
     // Closing a detached mount dissolves it, so all stay open until the overlay has its copies.
-    let mut trees = Vec::with_capacity(root.layers.len());
-    // The kernel wants the topmost layer first.
-    for layer in root.layers.iter().rev() {
+    let layers = root.layers.iter().map(|layer| {
         let about = || format!("layer {layer}");
         let tree = sys::open_tree(&text(layer)?, false).because(about)?;
         sys::set_mount(tree.as_fd(), 0, Some(userns), false).because(about)?;
-        sys::fs_descriptor(fs.as_fd(), c"lowerdir+", tree.as_fd()).because(about)?;
-        trees.push(tree);
+        Ok(tree)
+    });
+    let layers = layers.collect::<Result<Vec<_>>>()?;
+    let fs = sys::fs_open(c"overlay").at("overlay")?;
+    // The kernel wants the topmost layer first.
+    let given = layers
+        .iter()
+        .rev()
+        .try_for_each(|layer| sys::fs_descriptor(fs.as_fd(), c"lowerdir+", layer.as_fd()));
+    match given {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            let places = Places::attach(&layers)?;
+            let fs = sys::fs_open(c"overlay").at("overlay")?;
+            sys::fs_text(fs.as_fd(), c"lowerdir", &places.list()?).at("overlay layers")?;
+            finish(&fs, root)
+        }
+        other => {
+            other.at("overlay layers")?;
+            finish(&fs, root)
+        }
     }
+}
+
+fn finish(fs: &OwnedFd, root: &wire::Root) -> Result<OwnedFd> {
     sys::fs_text(fs.as_fd(), c"upperdir", &text(&root.upper)?).at("overlay upper folder")?;
     sys::fs_text(fs.as_fd(), c"workdir", &text(&root.work)?).at("overlay work folder")?;
     // The upper folder never outlives the machine's uptime, so nothing is worth a sync.
     sys::fs_flag(fs.as_fd(), c"volatile").at("overlay")?;
     sys::fs_mount(fs.as_fd(), libc::MOUNT_ATTR_NODEV).at("overlay mount")
+}
+
+/// Layers made visible for the moment in which an overlay is made of them. Kernels before 6.13
+/// take layers by path only. The paths are relative to the Sandbox's folder, which keeps the
+/// list of many layers below the kernel's limit.
+struct Places(usize);
+
+impl Places {
+    fn attach(layers: &[OwnedFd]) -> Result<Self> {
+        // Grows with each mount, so that a failure in between undoes what is done.
+        let mut places = Self(0);
+        for (number, layer) in layers.iter().enumerate() {
+            let path = format!("l/{number}");
+            fs::create_dir_all(&path).because(|| format!("folder {path}"))?;
+            let place = sys::open(&text(&path)?, libc::O_PATH).at("overlay layers")?;
+            sys::move_mount(layer.as_fd(), place.as_fd()).at("overlay layers")?;
+            places.0 += 1;
+        }
+        Ok(places)
+    }
+
+    /// Topmost first.
+    fn list(&self) -> Result<CString> {
+        let paths: Vec<_> = (0..self.0).rev().map(|number| format!("l/{number}")).collect();
+        text(&paths.join(":"))
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        for number in 0..self.0 {
+            if let Ok(path) = text(&format!("l/{number}")) {
+                sys::detach(&path);
+            }
+        }
+    }
 }
 
 /// Opens volumes, files and scratch folders.
@@ -67,7 +122,7 @@ fn piece(mount: &wire::Mount, owner: &Namespaces) -> Result<Piece> {
             }
             sys::set_mount(tree.as_fd(), attributes, mapped.then_some(owner.user.as_fd()), !mapped)
                 .because(about)?;
-            let is_folder = std::fs::metadata(source).because(about)?.is_dir();
+            let is_folder = fs::metadata(source).because(about)?.is_dir();
             Ok(Piece { mount: tree, target: relative(target)?, is_folder })
         }
         wire::Mount::Tmpfs { target, bytes } => {

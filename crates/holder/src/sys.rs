@@ -335,6 +335,12 @@ pub(crate) fn make_mounts_private() -> io::Result<()> {
     check_int(unsafe { libc::mount(null(), c"/".as_ptr(), null(), flags, null()) }).map(drop)
 }
 
+/// Takes a mount away; whoever still uses it keeps it.
+pub(crate) fn detach(path: &CStr) {
+    // SAFETY: the path is terminated. A mount that is gone already is just as good.
+    unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+}
+
 /// Makes the current folder the root and lets go of the old one.
 pub(crate) fn pivot_here() -> io::Result<()> {
     // SAFETY: texts are terminated.
@@ -462,9 +468,11 @@ pub(crate) fn block_signals() {
 
 /// The signal state of a fresh program: nothing blocked, nothing ignored.
 pub(crate) fn reset_signals() {
-    // SAFETY: the set is live; the calls cannot fail on it.
+    // SAFETY: the set is live. Numbers that cannot be changed are refused, which is right.
     unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
         let mut none: libc::sigset_t = zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());

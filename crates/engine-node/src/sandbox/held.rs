@@ -192,16 +192,18 @@ impl Sandbox {
             Ok(()) => self.ask(&id, Command::Prepare(Box::new(request)), &[]).await,
             Err(error) => Err(error),
         };
-        let phases = match prepared {
-            Ok(Reply { result: Ok(Answer::Prepared(phases)), .. }) => phases,
-            Ok(other) => {
-                plan.undo(&self.means);
-                return Err(unexpected(other));
-            }
-            // Its writable layer is in use: another call was faster.
-            Err(error @ SandboxError::WrongState { .. }) => return Err(error),
+        let refusal = match prepared {
+            Ok(Reply { result: Ok(Answer::Prepared(phases)), .. }) => Ok(phases),
+            Ok(other) => Err(unexpected(other.result)),
+            Err(error) => Err(error),
+        };
+        let phases = match refusal {
+            Ok(phases) => phases,
             Err(error) => {
-                plan.undo(&self.means);
+                // In any other case its places are in use: another call was faster.
+                if !matches!(error, SandboxError::WrongState { .. }) {
+                    self.undo(plan).await;
+                }
                 return Err(error);
             }
         };
@@ -236,7 +238,7 @@ impl Sandbox {
                 self.known.changed.send_replace(());
                 Ok(())
             }
-            other => Err(unexpected_answer(other)),
+            other => Err(unexpected(other)),
         }
     }
 
@@ -310,20 +312,32 @@ impl Sandbox {
         }
         self.known.lock().remove(container);
         self.known.changed.send_replace(());
-        let (means, plan) = (self.means.clone(), Plan::places(self, container));
-        tokio::task::spawn_blocking(move || plan.undo(&means));
+        self.undo(Plan::places(self, container)).await;
         Ok(())
+    }
+
+    /// Removes what is left of a Container.
+    async fn undo(&self, plan: Plan) {
+        let means = self.means.clone();
+        // It fails only when the runtime is being shut down; the next start cleans up.
+        let _ = tokio::task::spawn_blocking(move || plan.undo(&means)).await;
     }
 
     /// Runs a further program in a running Container.
     ///
     /// # Errors
-    /// [`SandboxError::CannotRun`]; [`SandboxError::WrongState`] if the Container does not run.
+    /// [`SandboxError::CannotRun`]; [`SandboxError::WrongState`] if the Container does not run or
+    /// is frozen; [`SandboxError::Step`] if its limit of processes is reached.
     pub async fn exec(
         &self,
         container: &str,
         spec: ExecSpec,
     ) -> Result<ExecHandle, SandboxError> {
+        self.state(container)?;
+        if self.group(container).is_frozen().unwrap_or(false) {
+            // It would be born frozen.
+            return Err(self.wrong_state(container, "is frozen"));
+        }
         let mut ours = None;
         let mut theirs = Vec::new();
         if spec.tty.is_none() {
@@ -347,7 +361,7 @@ impl Sandbox {
         let borrowed: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
         let reply = self.ask(container, command, &borrowed).await?;
         let (Ok(Answer::Executing { pid }), Some(exit)) = (&reply.result, reply.exit) else {
-            return Err(unexpected_answer(reply.result));
+            return Err(unexpected(reply.result));
         };
         let terminal = || reply.descriptors.into_iter().next().map(Stdio::Terminal);
         let stdio = ours.or_else(terminal);
@@ -458,11 +472,7 @@ impl Sandbox {
     }
 }
 
-fn unexpected(reply: Reply) -> SandboxError {
-    unexpected_answer(reply.result)
-}
-
-fn unexpected_answer(result: Result<Answer, Failure>) -> SandboxError {
+fn unexpected(result: Result<Answer, Failure>) -> SandboxError {
     SandboxError::BadSpec(format!("the holder answered out of turn: {result:?}"))
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
@@ -99,16 +99,8 @@ pub(crate) async fn launch(
 async fn start(means: &Arc<Means>, index: Index, folder: &Path) -> Result<Held, SandboxError> {
     let (mine, theirs) = socket_pair().map_err(SandboxError::step("control socket"))?;
     make_folder(folder).map_err(SandboxError::step(format!("folder {}", folder.display())))?;
-    let mut child = Command::new(&means.holder)
-        .arg0("stead-holder")
-        .arg(index.0.to_string())
-        .env_clear()
-        .env("STEAD_FOLDER", folder)
-        .env("STEAD_FIRST_ID", first_user(index).to_string())
-        .stdin(Stdio::from(theirs))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
+    let mut child = spawn(&means.holder, index, folder, theirs)
+        .await
         .map_err(SandboxError::step("starting the holder"))?;
     let connected = connect(means, index, mine, child.id()).await;
     match connected {
@@ -120,6 +112,40 @@ async fn start(means: &Arc<Means>, index: Index, folder: &Path) -> Result<Held, 
         Err(error) => {
             let _ = child.kill().await;
             Err(error)
+        }
+    }
+}
+
+/// Starts the program. Its arguments can be read by everybody inside, because the init of a
+/// Container is a copy of it; its environment cannot.
+async fn spawn(
+    program: &Path,
+    index: Index,
+    folder: &Path,
+    socket: OwnedFd,
+) -> io::Result<tokio::process::Child> {
+    let begun = Instant::now();
+    loop {
+        let spawned = Command::new(program)
+            .arg0("stead-holder")
+            .arg(index.0.to_string())
+            .env_clear()
+            .env("STEAD_FOLDER", folder)
+            .env("STEAD_FIRST_ID", first_user(index).to_string())
+            .stdin(Stdio::from(socket.try_clone()?))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        match spawned {
+            // A process that was being started while the program was written holds it open
+            // for writing for a moment longer.
+            Err(error)
+                if error.kind() == io::ErrorKind::ExecutableFileBusy
+                    && begun.elapsed() < PATIENCE =>
+            {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            other => return other,
         }
     }
 }

@@ -126,7 +126,15 @@ pub(crate) async fn find(means: &Arc<Means>) -> Result<Found, SandboxError> {
         else {
             continue;
         };
-        let Some(link) = links.get(&index).copied() else { continue };
+        let Some(link) = links.get(&index).copied() else {
+            // It was never connected, or has lost its link: it is of no use to anybody.
+            if let Ok((_, pid)) = Link::connect(&folder(&means.run_dir, index))
+                && let Ok(process) = Process::open(pid)
+            {
+                process.kill();
+            }
+            continue;
+        };
         let connection = Connection { index, ip: means.network.ip(index), link };
         let Some((held, containers)) = reconnect(means, connection).await else { continue };
         match Record::read(&held.folder) {
