@@ -81,7 +81,7 @@ impl Exchange {
     /// It is given to the Backend of its claim.
     pub(crate) fn sending(&mut self) {
         if let Some(claim) = &self.claim {
-            claim.backend().counters.sent();
+            claim.backend().counters.sent(!self.record.parked.is_zero());
             self.sent = Some(Instant::now());
         }
     }

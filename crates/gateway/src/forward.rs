@@ -124,7 +124,8 @@ async fn send(
     held: u64,
 ) -> Result<Answer, Failure> {
     let app = exchange.app().clone();
-    let limits = exchange.limits().clone();
+    let (connect_time, response_time) =
+        (exchange.limits().connect_time, exchange.limits().response_time);
     let mut wait = app.wait(Instant::now(), held);
     loop {
         let claim = app.claim(&mut wait).await.map_err(Failure::Reason)?;
@@ -133,11 +134,11 @@ async fn send(
         let fresh = pooled.is_none();
         let upstream = match pooled {
             Some(upstream) => upstream,
-            None => match backend.connect(limits.connect_time).await {
+            None => match backend.connect(connect_time).await {
                 Ok(upstream) => upstream,
                 Err(error) => {
                     tracing::debug!(%error, container = %backend.container, "connect failed");
-                    app.suspect(&backend, limits.connect_time);
+                    app.suspect(&backend, connect_time);
                     exchange.unclaim();
                     continue;
                 }
@@ -145,7 +146,7 @@ async fn send(
         };
         address(&mut request, backend.protocol, host);
         exchange.sending();
-        let sent = match limits.response_time {
+        let sent = match response_time {
             None => upstream.send(request).await,
             Some(time) => tokio::time::timeout(time, upstream.send(request))
                 .await
@@ -159,7 +160,7 @@ async fn send(
             Err(SendError::Unsent(unsent)) => {
                 exchange.moved();
                 if fresh {
-                    app.suspect(&backend, limits.connect_time);
+                    app.suspect(&backend, connect_time);
                 }
                 request = *unsent;
             }
@@ -199,6 +200,9 @@ fn respond(
         line.detach();
     }
     headers::strip_hop_by_hop(response.headers_mut());
+    for ours in [refuse::FAILED_BY, refuse::REASON] {
+        response.headers_mut().remove(ours); // an App does not speak for the gateway
+    }
     *response.version_mut() = Version::HTTP_11; // of our connection, not of the App's
     response.map(|incoming| Reply::App(Download::new(incoming, line, exchange)))
 }

@@ -59,6 +59,7 @@ impl OutcomeCounters {
 #[derive(Debug, Default)]
 pub(crate) struct ReleaseCounters {
     received: AtomicU64,
+    parked: AtomicU64,
     moved: AtomicU64,
     in_flight: AtomicU64,
     outcomes: OutcomeCounters,
@@ -68,9 +69,12 @@ pub(crate) struct ReleaseCounters {
 }
 
 impl ReleaseCounters {
-    /// A request is given to a Backend.
-    pub(crate) fn sent(&self) {
+    /// A request is given to a Backend, after it had waited for one or not.
+    pub(crate) fn sent(&self, parked: bool) {
         self.received.fetch_add(1, Relaxed);
+        if parked {
+            self.parked.fetch_add(1, Relaxed);
+        }
         self.in_flight.fetch_add(1, Relaxed);
     }
 
@@ -100,6 +104,7 @@ impl ReleaseCounters {
         ReleaseReport {
             release,
             received: self.received.load(Relaxed),
+            parked: self.parked.load(Relaxed),
             moved: self.moved.load(Relaxed),
             in_flight: self.in_flight.load(Relaxed),
             outcomes: self.outcomes.read(),
@@ -173,15 +178,16 @@ mod tests {
             [Outcome::Completed, Outcome::ClientAborted, Outcome::Failed(FailReason::ClosedEarly)]
         {
             app.arrived();
-            release.sent();
+            release.sent(false);
             release.moved();
-            release.sent();
+            release.sent(false);
             app.ended(Some(&release), outcome);
         }
         app.arrived();
-        release.sent();
+        release.sent(true);
         let report = &app.read_releases()[0];
         assert_eq!((report.received, report.moved, report.in_flight), (7, 3, 1));
+        assert_eq!(report.parked, 1);
         assert_eq!(report.received, report.in_flight + report.moved + report.outcomes.total());
     }
 

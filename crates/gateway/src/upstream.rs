@@ -247,3 +247,18 @@ impl Pool {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_marked_socket_carries_its_mark_from_the_first_packet() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        for mark in [None, Some(0x57ead)] {
+            let stream = dial(addr, mark, Duration::from_secs(5)).await.unwrap();
+            assert_eq!(SockRef::from(&stream).mark().unwrap(), mark.unwrap_or(0));
+        }
+    }
+}

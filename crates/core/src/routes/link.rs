@@ -124,6 +124,9 @@ pub struct ReleaseReport {
     pub release: ReleaseNo,
     /// Requests given to a Backend of the Release.
     pub received: u64,
+    /// Of these, how many had waited for a Backend.
+    #[serde(default)]
+    pub parked: u64,
     /// Requests whose Backend had closed the connection before a byte was sent, and which
     /// went elsewhere: another Backend counts them again.
     pub moved: u64,

@@ -166,6 +166,17 @@ impl Control {
         self.heard("ack", |message| *message == ToServe::Ack { generation }).await;
     }
 
+    /// Waits until as many gateways are connected and have acknowledged the routes.
+    pub async fn acked_by(&self, gateways: usize) {
+        let generation = self.table.lock().unwrap().generation;
+        let ack = ToServe::Ack { generation };
+        until("acks", || {
+            let acks = self.heard.lock().unwrap().iter().filter(|heard| **heard == ack).count();
+            acks >= gateways && self.connected.load(Ordering::SeqCst) >= gateways
+        })
+        .await;
+    }
+
     /// Waits until a gateway has said something.
     pub async fn heard(&self, what: &str, is: impl Fn(&ToServe) -> bool) {
         until(what, || self.heard.lock().unwrap().iter().any(&is)).await;

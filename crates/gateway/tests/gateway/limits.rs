@@ -180,6 +180,42 @@ async fn an_app_that_does_not_answer_is_given_up_when_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_resets_ends_the_connection() {
+    let (_control, app, gateway) = started(|_| {}).await;
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| -> Vec<u8> {
+        let length = (payload.len() as u32).to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    // GET http HOST /wait, from the static table of RFC 7541 and literals without indexing.
+    let text = |name: u8, value: &str| [&[name, value.len() as u8], value.as_bytes()].concat();
+    let head = [&[0x82, 0x86][..], &text(0x01, HOST), &text(0x04, "/wait")].concat();
+    let mut flood = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    flood.extend(frame(4, 0, 0, &[])); // SETTINGS
+    for stream in (1..20_001).step_by(2) {
+        flood.extend(frame(1, 0x5, stream, &head)); // HEADERS, the whole request
+        flood.extend(frame(3, 0, stream, &8_u32.to_be_bytes())); // RST_STREAM, CANCEL
+    }
+    let mut client = Raw::connect(gateway.http_addrs()[0]).await;
+    let _ = client.try_send(&flood).await; // it may be cut before it is all sent
+    let _ = client.rest().await;
+    assert!(app.requests() < 10_000);
+    let served = Raw::connect(gateway.http_addrs()[0]).await.get("/").await;
+    assert_eq!(served.status, 200, "others are served");
+    until("nothing is left of it", || gateway.report().apps[0].in_flight == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_heads_have_a_size() {
+    let (_control, app, gateway) = started(|limits| limits.head_bytes = 8_192).await;
+    let mut sender = h2_client(gateway.http_addrs()[0]).await;
+    let mut request = h2_request("/", empty());
+    request.headers_mut().insert("x", "a".repeat(20_000).parse().unwrap());
+    let status = within(sender.send_request(request)).await.map(|response| response.status());
+    assert!(status.as_ref().is_err() || status.is_ok_and(|status| status == 431));
+    assert_eq!(app.requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connect_is_refused() {
     let (_control, app, gateway) = started(|_| {}).await;
     let mut client = Raw::connect(gateway.http_addrs()[0]).await;

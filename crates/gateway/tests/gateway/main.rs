@@ -5,6 +5,7 @@ mod drain;
 mod kit;
 mod limits;
 mod parking;
+mod process;
 mod takeover;
 mod tls;
 mod traffic;

@@ -38,6 +38,23 @@ async fn parked_requests_go_on_in_order_when_a_backend_opens() {
         assert_eq!(client.answer().await.body, count.to_string());
     }
     until("queue is empty", || parked(&gateway) == 0).await;
+    assert_eq!(gateway.report().apps[0].releases[0].parked, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_client_that_leaves_gives_its_place_up() {
+    let control = Control::start();
+    let park = ParkPolicy { max_requests: 1, ..Default::default() };
+    control.put(APP, AppRoutes { park, ..routes([]) }).await;
+    let gateway = control.gateway().await;
+    for count in 1..=3 {
+        let mut client = Raw::connect(gateway.http_addrs()[0]).await;
+        client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+        until("parked", || parked(&gateway) == 1).await;
+        drop(client);
+        until("left", || parked(&gateway) == 0).await;
+        assert_eq!(gateway.report().apps[0].unsent.client_aborted, count);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
