@@ -238,6 +238,13 @@ async fn what_is_no_image_is_called_that() {
         assert_eq!(error.code(), Code::NotAnImage, "{error}");
         assert!(error.to_string().contains(reason), "{error}");
     }
+    drop(store);
+    let mut small = options();
+    (small.limits.ratio, small.limits.ratio_from) = (10, 1 << 20);
+    let store = home.open_with(small);
+    let bomb = file("bomb.gz", &gzip(&vec![0; 4 << 20]));
+    let error = import(&store, &bomb).await.unwrap_err();
+    assert!(error.to_string().contains("grows to more than 1048576"), "{error}");
     // Blobs that are links out of the layout, or pipes, are not followed nor waited for.
     image.write_layout(&home.path("layout"));
     let layer = digest(&image.layers[0].stored);

@@ -366,8 +366,10 @@ fn source(inner: &Inner, path: &Path) -> Result<Source, ImageError> {
     let coding = Coding::of(&magic[..got]);
     if coding != Coding::Plain {
         let scratch = inner.scratch().map_err(cannot_read())?;
+        let limits = &inner.options.limits;
+        let by_ratio = metadata.len().saturating_mul(limits.ratio).max(limits.ratio_from);
         let plain =
-            decompress(&file, coding, &scratch, inner.options.limits.bytes).map_err(|error| {
+            decompress(&file, coding, &scratch, limits.bytes.min(by_ratio)).map_err(|error| {
                 match error.kind() {
                     io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                         ImageError::DiskFull
@@ -395,7 +397,7 @@ fn decompress(file: &File, coding: Coding, scratch: &Scratch, limit: u64) -> io:
     let path = scratch.path().join("archive.tar");
     let mut plain = File::create_new(&path)?;
     if io::copy(&mut decoder.take(limit + 1), &mut plain)? > limit {
-        return Err(io::Error::other(format!("it has more than {limit} bytes")));
+        return Err(io::Error::other(format!("it grows to more than {limit} bytes")));
     }
     File::open(path)
 }
