@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use stead_core::fleet::{
     ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, ImageSeen, InstanceSeen, Plan,
-    Step, TrafficState, backoff, plan,
+    Step, StopCause, TrafficState, backoff, plan,
 };
 use stead_core::ids::{ContainerId, Ordinal};
 use stead_core::invariants::{check_plan, check_world};
@@ -252,6 +252,16 @@ fn as_many_change_at_once_as_may_be_out() {
 }
 
 #[test]
+fn an_upgrade_begun_is_finished_before_the_next_begins() {
+    let (fleet, mut seen) = upgrade(3, |_| {});
+    assert_eq!(steps(&fleet, &seen), ["prepare 2 for 2.2"], "from the last to the first");
+    let prepared =
+        container("new", revision(2, 2), ContainerState::Prepared, TrafficState::Detached);
+    seen.instances.get_mut(&Ordinal(0)).unwrap().containers.push(prepared);
+    assert_eq!(steps(&fleet, &seen), ["detach c-0"]);
+}
+
+#[test]
 fn a_rerun_changes_one_instance_in_its_sandbox() {
     let mut fleet = simple_fleet(3, revision(1, 1), |_| {});
     let seen = settled(&fleet);
@@ -276,6 +286,41 @@ fn a_crashed_container_waits_for_its_back_off_and_no_longer() {
     assert_eq!(due.steps.len(), 1);
     let other = Fleet { target: Some(revision(2, 2)), ..fleet };
     assert_eq!(steps(&other, &seen), ["prepare 0 for 2.2"], "another revision need not wait");
+}
+
+#[test]
+fn what_is_ready_no_more_gets_no_requests_until_it_is_again() {
+    let fleet = simple_fleet(1, revision(1, 1), |_| {});
+    for (health, traffic, expected) in [
+        (Health::Unready, TrafficState::Attached, vec!["detach c-0"]),
+        (Health::Unready, TrafficState::Draining, vec![]),
+        (Health::Unready, TrafficState::Detached, vec![]),
+        (Health::Ready, TrafficState::Detached, vec!["attach c-0"]),
+        (Health::Ready, TrafficState::Draining, vec![]),
+        (Health::Dead, TrafficState::Attached, vec!["detach c-0"]),
+        (Health::Dead, TrafficState::Detached, vec!["stop c-0"]),
+    ] {
+        let mut seen = settled(&fleet);
+        let container = &mut seen.instances.get_mut(&Ordinal(0)).unwrap().containers[0];
+        (container.state, container.traffic) = (running(health), traffic);
+        assert_eq!(steps(&fleet, &seen), expected, "{health:?} and {traffic:?}");
+    }
+}
+
+#[test]
+fn what_is_not_ready_in_time_is_ended_for_that() {
+    let fleet = simple_fleet(1, revision(1, 1), |_| {});
+    let mut seen = settled(&fleet);
+    let container = &mut seen.instances.get_mut(&Ordinal(0)).unwrap().containers[0];
+    (container.state, container.traffic) = (running(Health::Starting), TrafficState::Detached);
+    let deadline = NOW + fleet.target_spec().unwrap().startup_timeout();
+    let waiting = plan(&fleet, &seen, NOW);
+    assert_eq!((waiting.steps.len(), waiting.wake), (0, Some(deadline)));
+    let late = plan(&fleet, &seen, deadline).steps;
+    assert!(
+        matches!(late[..], [Step::Stop { because: Some(StopCause::NeverReady), .. }]),
+        "{late:?}"
+    );
 }
 
 #[test]
