@@ -88,10 +88,11 @@ impl Download {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if let Some(line) = &mut self.line {
-            line.poll(cx);
-        }
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        let incoming = Pin::new(&mut self.incoming);
+        let frame = ready!(match &mut self.line {
+            Some(line) => line.poll_for(cx, |cx| incoming.poll_frame(cx)),
+            None => incoming.poll_frame(cx),
+        });
         match &frame {
             None => self.end(Outcome::Completed),
             Some(Ok(frame)) => {

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
@@ -126,8 +126,23 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// Lets the connection make progress.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
+    /// Lets the connection make progress, and then asks `wanted` for what came over it.
+    ///
+    /// While we drive it, what is wanted can only come from here: its wake-ups would make
+    /// this task run once more, for nothing.
+    pub(crate) fn poll_for<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        wanted: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        self.poll(cx);
+        match self.driver {
+            Some(_) => wanted(&mut Context::from_waker(Waker::noop())),
+            None => wanted(cx),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) {
         if let Some(driver) = &mut self.driver
             && driver.as_mut().poll(cx).is_ready()
         {
@@ -138,11 +153,7 @@ impl Line {
 
     async fn drive<T>(&mut self, wanted: impl Future<Output = T>) -> T {
         let mut wanted = pin!(wanted);
-        poll_fn(|cx| {
-            self.poll(cx);
-            wanted.as_mut().poll(cx)
-        })
-        .await
+        poll_fn(|cx| self.poll_for(cx, |cx| wanted.as_mut().poll(cx))).await
     }
 
     /// Hands the connection to a task of its own.
