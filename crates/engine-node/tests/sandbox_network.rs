@@ -41,6 +41,13 @@ async fn namespaces_are_apart_and_neighbours_are_not() {
     assert_eq!(all.output(&second, "main-two", &near).await.1, "one\n");
     let from_afar = all.output(&stranger, "main-three", &near).await.1;
     assert!(from_afar.contains("unreachable"), "{from_afar}");
+    // Whoever administers the host can read the rules.
+    let table = &all.config().name;
+    let listed = Command::new("nft").args(["list", "table", "inet", table]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    for rule in ["masquerade", "@member accept", "ct state established,related accept"] {
+        assert!(listed.contains(rule), "{rule:?} in {listed}");
+    }
     // Itself, by its address and by loopback.
     assert_eq!(all.output(&first, "main-one", &near).await.1, "one\n");
     assert_eq!(all.output(&first, "main-one", &ask("127.0.0.1", 80)).await.1, "one\n");

@@ -11,7 +11,10 @@
 //!
 //! Who belongs where is data, not rules: the map `source` says (link, address) → Namespace, the
 //! set `member` holds (Namespace, address). A decision costs two look-ups, however many
-//! Sandboxes there are, and a change costs microseconds.
+//! Sandboxes there are, and a change costs microseconds. Between the two the Namespace stands in
+//! the packet's mark; routing has been decided by then, and the mark is cleared before a packet
+//! leaves the host. (A register would do, but the `nft` program cannot print such a rule and
+//! aborts.)
 //!
 //! Layout of the messages: linux/netfilter/nf_tables.h. Numbers in attributes are big-endian.
 
@@ -42,10 +45,9 @@ const GOTO: i32 = -4;
 // Registers of 32 bits; 8 is NFT_REG32_00. Register 1 is the first four of them.
 const R0: u32 = 8;
 const R1: u32 = 9;
-const R2: u32 = 10;
-const R3: u32 = 11;
 
 // Keys of the meta expression.
+const META_MARK: u32 = 3;
 const META_IIF: u32 = 4;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
@@ -89,11 +91,14 @@ pub(crate) fn install(
     batch.table(NEW_TABLE);
     batch.table(DELETE_TABLE);
     batch.table(NEW_TABLE);
-    // Types only matter to those who list them: 19 is mark, 7 ipv4_addr, 5 inet_service, 14 iface
-    // index; a concatenation packs six bits each.
-    batch.set("source", 1, (14 << 6) | 7, 8, Some((19, 4)));
-    batch.set("member", 2, (19 << 6) | 7, 8, None);
-    batch.set("host_port", 3, 13, 2, None);
+    // Types only matter to those who list them; a concatenation packs six bits each.
+    const ADDRESS: u32 = 7;
+    const SERVICE: u32 = 13;
+    const MARK: u32 = 19;
+    const INTERFACE: u32 = 20;
+    batch.set("source", 1, (INTERFACE << 6) | ADDRESS, 8, Some((MARK, 4)));
+    batch.set("member", 2, (MARK << 6) | ADDRESS, 8, None);
+    batch.set("host_port", 3, SERVICE, 2, None);
     let ports: Vec<_> = rules.host_ports.iter().map(|port| port.to_be_bytes().to_vec()).collect();
     batch.elements(NEW_ELEMENT, "host_port", ports.iter().map(|port| (port.clone(), None)));
     batch.members(NEW_ELEMENT, members);
@@ -101,16 +106,16 @@ pub(crate) fn install(
     batch.chain("post", Some(("nat", HOOK_POSTROUTING, 100)));
     batch.chain("forward", Some(("filter", HOOK_FORWARD, 0)));
     batch.chain("input", Some(("filter", HOOK_INPUT, 0)));
-    batch.chain("outbound", None);
-    batch.chain("known", None);
-    batch.chain("to_host", None);
+    for chain in ["outbound", "known", "to_host", "known_to_host"] {
+        batch.chain(chain, None);
+    }
 
-    let from_us = |port: u32, equal| {
+    let ours = |offset: u32, equal| {
         let prefix = rules.network.octets()[..2].to_vec();
-        [load(Base::Network, port, 2, R0), compare(R0, equal, prefix)]
+        [load(Base::Network, offset, 2, R0), compare(R0, equal, prefix)]
     };
-    let [a, b] = from_us(12, true);
-    let [c, d] = from_us(16, false);
+    let [a, b] = ours(12, true);
+    let [c, d] = ours(16, false);
     batch.rule("post", [meta(META_NFPROTO, R0), compare(R0, true, vec![2]), a, b, c, d, masquerade()]);
 
     batch.rule("forward", established_accept());
@@ -118,50 +123,44 @@ pub(crate) fn install(
     // Not from a Sandbox, not an answer: nobody outside has business with a Sandbox's address.
     batch.rule("forward", [in_group(META_OIF_GROUP, rules.group), vec![verdict(DROP, None)]].concat());
 
-    batch.rule("outbound", [own_source(), vec![jump("known")]].concat());
+    batch.rule("outbound", [mark_namespace(), vec![jump("known")]].concat());
     batch.rule("outbound", [verdict(DROP, None)]);
-
-    // R2 holds the sender's Namespace from here on.
     batch.rule(
         "known",
         [
-            own_source(),
-            vec![load(Base::Network, 16, 4, R3), look_up("member", R2, None), verdict(ACCEPT, None)],
-        ]
-        .concat(),
-    );
-    let [a, b] = from_us(16, true);
-    batch.rule("known", [a, b, verdict(DROP, None)]);
-    batch.rule(
-        "known",
-        [
-            load(Base::Network, 16, 2, R0),
-            compare(R0, true, vec![169, 254]),
-            verdict(DROP, None),
+            meta(META_MARK, R0),
+            load(Base::Network, 16, 4, R1),
+            look_up("member", R0, None),
+            verdict(ACCEPT, None),
         ],
     );
-    batch.rule("known", [verdict(ACCEPT, None)]);
+    let [a, b] = ours(16, true);
+    batch.rule("known", [a, b, verdict(DROP, None)]);
+    let link_local = compare(R0, true, vec![169, 254]);
+    batch.rule("known", [load(Base::Network, 16, 2, R0), link_local, verdict(DROP, None)]);
+    batch.rule(
+        "known",
+        [immediate(R0, &[0; 4]), set_meta(META_MARK, R0), verdict(ACCEPT, None)],
+    );
 
     batch.rule("input", [in_group(META_IIF_GROUP, rules.group), vec![jump("to_host")]].concat());
     batch.rule("to_host", established_accept());
+    batch.rule("to_host", [mark_namespace(), vec![jump("known_to_host")]].concat());
     for protocol in [libc::IPPROTO_TCP, libc::IPPROTO_UDP] {
         batch.rule(
-            "to_host",
+            "known_to_host",
             [
-                own_source(),
-                vec![
-                    load(Base::Network, 16, 4, R0),
-                    compare(R0, true, rules.gateway.octets().to_vec()),
-                    meta(META_L4PROTO, R0),
-                    compare(R0, true, vec![protocol as u8]),
-                    load(Base::Transport, 2, 2, R0),
-                    look_up("host_port", R0, None),
-                    verdict(ACCEPT, None),
-                ],
-            ]
-            .concat(),
+                load(Base::Network, 16, 4, R0),
+                compare(R0, true, rules.gateway.octets().to_vec()),
+                meta(META_L4PROTO, R0),
+                compare(R0, true, vec![protocol as u8]),
+                load(Base::Transport, 2, 2, R0),
+                look_up("host_port", R0, None),
+                verdict(ACCEPT, None),
+            ],
         );
     }
+    batch.rule("known_to_host", [verdict(DROP, None)]);
     batch.rule("to_host", [verdict(DROP, None)]);
     batch.commit()
 }
@@ -350,16 +349,31 @@ fn in_group(key: u32, group: u32) -> Vec<Expression> {
     vec![meta(key, R0), compare(R0, true, group.to_ne_bytes().to_vec())]
 }
 
-/// Goes on only if the packet's source is the address of the link it came by; then R2 holds the
-/// number of the Namespace.
-fn own_source() -> Vec<Expression> {
+/// Goes on only if the packet's source is the address of the link it came by; then the mark is
+/// the number of the Namespace.
+fn mark_namespace() -> Vec<Expression> {
     vec![
         meta(META_NFPROTO, R0),
         compare(R0, true, vec![2]),
         meta(META_IIF, R0),
         load(Base::Network, 12, 4, R1),
-        look_up("source", R0, Some(R2)),
+        look_up("source", R0, Some(R0)),
+        set_meta(META_MARK, R0),
     ]
+}
+
+fn set_meta(key: u32, register: u32) -> Expression {
+    expression("meta", |to| {
+        attribute(to, 2, &key.to_be_bytes());
+        attribute(to, 3, &register.to_be_bytes());
+    })
+}
+
+fn immediate(register: u32, value: &[u8]) -> Expression {
+    expression("immediate", |to| {
+        attribute(to, 1, &register.to_be_bytes());
+        nest(to, 2 | NESTED, |to| attribute(to, 1, value));
+    })
 }
 
 fn look_up(set: &str, key: u32, data: Option<u32>) -> Expression {

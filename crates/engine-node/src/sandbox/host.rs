@@ -310,7 +310,7 @@ impl Host {
     /// # Errors
     /// What could not be removed.
     pub async fn destroy_all(&self) -> Result<(), SandboxError> {
-        for held in self.inner.pool.close() {
+        for held in self.inner.pool.close().await {
             self.end_unused(&held).await;
         }
         let all: Vec<_> = self.lock().drain().map(|(_, sandbox)| sandbox).collect();

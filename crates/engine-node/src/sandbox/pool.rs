@@ -23,6 +23,7 @@ pub(crate) struct Pool {
     size: usize,
     state: Mutex<State>,
     taken: Notify,
+    landed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -36,7 +37,7 @@ impl Pool {
     /// With those that were found again.
     pub(crate) fn new(size: usize, ready: VecDeque<Held>) -> Arc<Self> {
         let state = State { ready, ..State::default() };
-        Arc::new(Self { size, state: Mutex::new(state), taken: Notify::new() })
+        Arc::new(Self { size, state: Mutex::new(state), taken: Notify::new(), landed: Notify::new() })
     }
 
     /// One that is ready: the one with the address wanted if an address is wanted.
@@ -58,11 +59,19 @@ impl Pool {
         found
     }
 
-    /// Takes all there are and lets nothing more come in.
-    pub(crate) fn close(&self) -> VecDeque<Held> {
-        let mut state = self.lock();
-        state.closed = true;
-        std::mem::take(&mut state.ready)
+    /// Takes all there are, also those still on the way, and lets nothing more come in. Needs
+    /// somebody to [`fill`](Self::fill).
+    pub(crate) async fn close(&self) -> VecDeque<Held> {
+        self.lock().closed = true;
+        loop {
+            {
+                let mut state = self.lock();
+                if state.coming == 0 {
+                    return std::mem::take(&mut state.ready);
+                }
+            }
+            self.landed.notified().await;
+        }
     }
 
     /// How many are ready.
@@ -99,18 +108,13 @@ impl Pool {
         let launched = launch(means, None).await;
         let mut state = self.lock();
         state.coming -= 1;
+        self.landed.notify_one();
         match launched {
-            Ok(held) if state.closed => {
-                drop(state);
-                held.process.kill();
-                true
-            }
             Ok(held) => {
                 state.ready.push_back(held);
                 true
             }
             Err(error) => {
-                drop(state);
                 tracing::warn!(%error, "no Sandbox could be made in advance");
                 false
             }
