@@ -87,15 +87,17 @@ impl Source {
     pub(crate) fn archive(
         &self,
     ) -> Option<impl Body<Data = Bytes, Error = io::Error> + Send + 'static> {
-        let write: Box<dyn FnOnce(&mut Pieces) -> io::Result<()> + Send> = match self.clone() {
-            Self::Reference(_) => return None,
-            Self::Archive(path) => Box::new(move |pieces| {
-                let mut file = File::open(path)?;
-                io::copy(&mut file, pieces).map(drop)
-            }),
-            Self::Layout(path) => Box::new(move |pieces| pack(&path, pieces)),
-        };
-        Some(StreamBody::new(stream(write)))
+        let source = self.clone();
+        let sent = !matches!(self, Self::Reference(_));
+        sent.then(|| StreamBody::new(stream(move |pieces| source.write(pieces))))
+    }
+
+    fn write(&self, pieces: &mut Pieces) -> io::Result<()> {
+        match self {
+            Self::Reference(_) => Ok(()),
+            Self::Archive(path) => io::copy(&mut File::open(path)?, pieces).map(drop),
+            Self::Layout(path) => pack(path, pieces),
+        }
     }
 }
 

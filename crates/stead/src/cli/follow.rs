@@ -78,7 +78,7 @@ pub(super) async fn rollout(
     aim: Aim,
 ) -> Result<()> {
     let Some(number) = accepted.rollout.filter(|_| !wait.no_wait) else {
-        return context.output.show(&accepted, |accepted| committed(accepted));
+        return context.output.show(&accepted, committed);
     };
     let mut view = View::new(context.output);
     let mut last_words = LastWords::default();

@@ -5,8 +5,9 @@
 //! a new one → start a gateway, which takes the sockets over from one that runs → watch.
 //!
 //! # Guarantees
-//! A child that dies is started again. SIGTERM and SIGINT end both children; SIGUSR2 makes
-//! the supervisor retire and leaves them to its successor. A start that fails ends only what
+//! A child that dies is started again. SIGTERM and SIGINT end both children; SIGHUP has the
+//! gateway read certificates and open its access log again; SIGUSR2 makes the supervisor
+//! retire and leaves the children to its successor. A start that fails ends only what
 //! this supervisor started: a gateway that ran before goes on.
 //!
 //! # Assumptions
@@ -21,7 +22,7 @@ use anyhow::{Context as _, Result};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use stead_core::error::{Code, UserError};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 use tokio::time::Instant;
 
 use super::layout::Layout;
@@ -49,6 +50,7 @@ pub(crate) async fn run(settings: Settings, ready: impl FnOnce()) -> Result<()> 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut retire = signal(SignalKind::user_defined2())?;
+    let hangup = signal(SignalKind::hangup())?;
     settings.layout.make()?;
     let lock = take_lock(&settings.layout).await?;
     let layout = &settings.layout;
@@ -57,7 +59,7 @@ pub(crate) async fn run(settings: Settings, ready: impl FnOnce()) -> Result<()> 
     fs::write(layout.pid_file(), format!("{me}\n"))?;
     settings.write()?;
 
-    let mut family = Family::new(&settings);
+    let mut family = Family::new(&settings, hangup);
     let end = tokio::select! {
         failed = family.keep(ready) => End::Failed(failed),
         _ = terminate.recv() => End::Stop,
@@ -138,15 +140,17 @@ async fn take_lock(layout: &Layout) -> Result<File> {
 /// The two children.
 struct Family<'a> {
     settings: &'a Settings,
+    hangup: Signals,
     serve: Role,
     gateway: Role,
 }
 
 impl<'a> Family<'a> {
-    fn new(settings: &'a Settings) -> Self {
+    fn new(settings: &'a Settings, hangup: Signals) -> Self {
         let layout = &settings.layout;
         Self {
             settings,
+            hangup,
             serve: Role::new(Kind::Serve, layout, settings.serve_flags()),
             gateway: Role::new(Kind::Gateway, layout, settings.gateway_flags()),
         }
@@ -160,6 +164,12 @@ impl<'a> Family<'a> {
         ready();
         loop {
             let role = tokio::select! {
+                _ = self.hangup.recv() => {
+                    running(&self.settings.layout, Kind::Gateway)
+                        .iter()
+                        .for_each(|gateway| gateway.signal(Signal::HUP));
+                    continue;
+                }
                 end = self.serve.died() => { log_death("serve", end); &mut self.serve }
                 end = self.gateway.died() => { log_death("gateway", end); &mut self.gateway }
             };

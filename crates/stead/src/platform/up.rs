@@ -16,7 +16,8 @@ pub(crate) fn attached(settings: Settings) -> Result<()> {
     must_be_root()?;
     log_to_stderr();
     let greeting = greeting(&settings);
-    block_on(supervise::run(settings, move || println!("{greeting}")))
+    // Nobody may be reading: that is no reason to end.
+    block_on(supervise::run(settings, move || drop(writeln!(std::io::stdout(), "{greeting}"))))
 }
 
 /// Starts a supervisor in the background; returns once the platform answers.
