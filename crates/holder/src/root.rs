@@ -42,24 +42,27 @@ pub(crate) fn overlay(root: &wire::Root, userns: BorrowedFd<'_>) -> Result<Owned
         Ok(tree)
     });
     let layers = layers.collect::<Result<Vec<_>>>()?;
+    match by_descriptor(&layers, root) {
+        Err(wire::Failure::Step { errno: libc::EINVAL, .. }) => by_path(&layers, root),
+        other => other,
+    }
+}
+
+fn by_descriptor(layers: &[OwnedFd], root: &wire::Root) -> Result<OwnedFd> {
     let fs = sys::fs_open(c"overlay").at("overlay")?;
     // The kernel wants the topmost layer first.
-    let given = layers
-        .iter()
-        .rev()
-        .try_for_each(|layer| sys::fs_descriptor(fs.as_fd(), c"lowerdir+", layer.as_fd()));
-    match given {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            let places = Places::attach(&layers)?;
-            let fs = sys::fs_open(c"overlay").at("overlay")?;
-            sys::fs_text(fs.as_fd(), c"lowerdir", &places.list()?).at("overlay layers")?;
-            finish(&fs, root)
-        }
-        other => {
-            other.at("overlay layers")?;
-            finish(&fs, root)
-        }
+    for layer in layers.iter().rev() {
+        sys::fs_descriptor(fs.as_fd(), c"lowerdir+", layer.as_fd()).at("overlay layers")?;
     }
+    finish(&fs, root)
+}
+
+/// For kernels before 6.13.
+fn by_path(layers: &[OwnedFd], root: &wire::Root) -> Result<OwnedFd> {
+    let places = Places::attach(layers)?;
+    let fs = sys::fs_open(c"overlay").at("overlay")?;
+    sys::fs_text(fs.as_fd(), c"lowerdir", &places.list()?).at("overlay layers")?;
+    finish(&fs, root)
 }
 
 fn finish(fs: &OwnedFd, root: &wire::Root) -> Result<OwnedFd> {
@@ -70,9 +73,8 @@ fn finish(fs: &OwnedFd, root: &wire::Root) -> Result<OwnedFd> {
     sys::fs_mount(fs.as_fd(), libc::MOUNT_ATTR_NODEV).at("overlay mount")
 }
 
-/// Layers made visible for the moment in which an overlay is made of them. Kernels before 6.13
-/// take layers by path only. The paths are relative to the Sandbox's folder, which keeps the
-/// list of many layers below the kernel's limit.
+/// Layers made visible for the moment in which an overlay is made of them. The paths are relative
+/// to the Sandbox's folder, which keeps the list of many layers below the kernel's limit.
 struct Places(usize);
 
 impl Places {
@@ -187,4 +189,57 @@ pub(crate) fn fresh(
 
 fn relative(target: &str) -> Result<CString> {
     text(target.trim_start_matches('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    /// Needs root.
+    #[test]
+    fn layers_are_stacked_and_mapped_on_old_and_new_kernels() {
+        let folder = std::env::temp_dir().join(format!("holder-root-{}", std::process::id()));
+        let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+        for name in ["base", "top", "upper1", "work1", "upper2", "work2"] {
+            fs::create_dir_all(path(name)).unwrap();
+        }
+        fs::write(path("base/file"), "base").unwrap();
+        fs::write(path("base/other"), "other").unwrap();
+        fs::write(path("top/file"), "top").unwrap();
+        // The only test here that has a view on the current folder.
+        std::env::set_current_dir(&folder).unwrap();
+        let (namespaces, _) = Namespaces::new(1 << 24).unwrap();
+        let root = |n: u8| wire::Root {
+            layers: vec![path("base"), path("top")],
+            upper: path(&format!("upper{n}")),
+            work: path(&format!("work{n}")),
+            read_only: false,
+        };
+        let layers = || {
+            let layer = |name: &str| {
+                let tree = sys::open_tree(&text(&path(name)).unwrap(), false).unwrap();
+                sys::set_mount(tree.as_fd(), 0, Some(namespaces.user.as_fd()), false).unwrap();
+                tree
+            };
+            vec![layer("base"), layer("top")]
+        };
+        let made = [overlay(&root(1), namespaces.user.as_fd()), by_path(&layers(), &root(2))];
+        for overlay in made {
+            let overlay = overlay.unwrap();
+            for (name, content) in [(c"file", "top"), (c"other", "other")] {
+                let file = sys::open_in_root(overlay.as_fd(), name, libc::O_RDONLY).unwrap();
+                let mut file = fs::File::from(file);
+                let mut text = String::new();
+                file.read_to_string(&mut text).unwrap();
+                assert_eq!(text, content);
+                assert_eq!(file.metadata().unwrap().uid(), 1 << 24);
+            }
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(folder.to_str().unwrap()), "nothing stays attached");
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }
