@@ -47,13 +47,12 @@ pub(crate) struct App {
     hints: Hints,
 }
 
-/// How long a request waited for its claim, and the place it holds until it is sent.
+/// How long a request may wait for its claims, and how long it has.
 pub(crate) struct Wait {
     /// When the request is given up.
     deadline: Instant,
     /// For how many bytes it counts.
     bytes: u64,
-    place: Option<Place>,
     /// Claims asked for.
     pub(crate) tries: u32,
     /// Time spent in the queue.
@@ -109,7 +108,7 @@ impl App {
     /// The wait of a request that arrived at `now`, which `bytes` may be held for.
     pub(crate) fn wait(&self, now: Instant, bytes: u64) -> Wait {
         let longest = Duration::from_millis(self.view.load().park.max_wait_ms);
-        Wait { deadline: now + longest, bytes, place: None, tries: 0, parked: Duration::ZERO }
+        Wait { deadline: now + longest, bytes, tries: 0, parked: Duration::ZERO }
     }
 
     /// A claim on a Backend, after waiting for one if need be.
@@ -120,8 +119,8 @@ impl App {
             return Err(FailReason::ParkTimeout);
         }
         wait.tries += 1;
-        // Without a place in the queue nobody may pass those who have one.
-        if wait.place.is_none() && self.park.waiting() == 0 {
+        // Nobody passes those who wait already.
+        if self.park.waiting() == 0 {
             let view = self.view.load();
             check(view.state)?;
             if let Some(claim) = view.shares.claim() {
@@ -131,22 +130,18 @@ impl App {
         let began = Instant::now();
         let claim = self.queue(wait, began).await;
         wait.parked += began.elapsed();
-        wait.place = None;
         claim
     }
 
-    async fn queue(&self, wait: &mut Wait, now: Instant) -> Result<Claim, FailReason> {
-        if wait.place.is_none() {
-            let view = self.view.load();
-            check(view.state)?;
-            let entry = self.park.enter(&view.park, wait.bytes, now);
-            if entry.first {
-                // Nobody listens when the gateway ends.
-                let _ = self.hints.send(Hint::Parked(self.key.clone()));
+    async fn queue(&self, wait: &Wait, now: Instant) -> Result<Claim, FailReason> {
+        let place = match self.enter_queue(wait, now) {
+            Ok(place) => place,
+            // Passing those who wait is better than being refused while there is a Backend.
+            Err(FailReason::ParkFull) => {
+                return self.view.load().shares.claim().ok_or(FailReason::ParkFull);
             }
-            wait.place = Some(entry.place?);
-        }
-        let place = wait.place.as_ref().expect("a place was just taken");
+            Err(reason) => return Err(reason),
+        };
         loop {
             tokio::time::timeout_at(wait.deadline.into(), place.turn())
                 .await
@@ -154,9 +149,22 @@ impl App {
             let view = self.view.load();
             check(view.state)?;
             if let Some(claim) = view.shares.claim() {
+                self.park.gap_ended();
                 return Ok(claim);
             }
         }
+    }
+
+    fn enter_queue(&self, wait: &Wait, now: Instant) -> Result<Place, FailReason> {
+        let view = self.view.load();
+        check(view.state)?;
+        let gap = !view.shares.any_usable();
+        let entry = self.park.enter(&view.park, wait.bytes, gap, now);
+        if entry.first {
+            // Nobody listens when the gateway ends.
+            let _ = self.hints.send(Hint::Parked(self.key.clone()));
+        }
+        entry.place
     }
 
     /// Seconds after which a refused client may try again.

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,7 +16,7 @@ use stead_core::ids::Generation;
 use stead_core::routes::{Report, RouteChange};
 use stead_core::time::{Micros, Time};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -161,9 +159,9 @@ pub struct Gateway {
     shared: Arc<Shared>,
     addrs: Vec<(Role, SocketAddr)>,
     tls: Option<Arc<Tls>>,
-    link: Mutex<JoinHandle<()>>,
+    link: AsyncMutex<JoinHandle<()>>,
     /// Ends when no listener and no connection is left.
-    absence: tokio::sync::Mutex<mpsc::Receiver<Infallible>>,
+    absence: AsyncMutex<mpsc::Receiver<Infallible>>,
     takeover_drain: Duration,
     stop_drain: Duration,
 }
@@ -214,7 +212,10 @@ impl Gateway {
         let presence = Presence { _alive: alive };
         serve(&shared, sockets, tls.as_ref(), &presence).map_err(GatewayError::System)?;
         if let Some(takeover) = takeover {
-            takeover.serving().await?;
+            if let Err(error) = takeover.serving().await {
+                // We have the sockets and serve; at worst both do.
+                tracing::error!(%error, "the gateway before did not end its part");
+            }
         }
         tokio::spawn(keep::keep(shared.clone(), config.routes_file()));
         tokio::spawn(tidy(shared.clone(), tls.clone()));
@@ -227,8 +228,8 @@ impl Gateway {
             shared,
             addrs,
             tls,
-            absence: tokio::sync::Mutex::new(absence),
-            link: Mutex::new(link),
+            absence: AsyncMutex::new(absence),
+            link: AsyncMutex::new(link),
             takeover_drain,
             stop_drain,
         })
@@ -296,14 +297,10 @@ impl Gateway {
         self.shared.enter(Phase::Cut);
         // Whoever is not done by then is lost with the process.
         let _ = timeout(LAST_WORDS, absence.recv()).await;
-        let link = timeout(
-            LAST_WORDS,
-            poll_fn(|cx| {
-                let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
-                Pin::new(&mut *link).poll(cx)
-            }),
-        );
-        let _ = link.await;
+        let mut link = self.link.lock().await;
+        if !link.is_finished() {
+            let _ = timeout(LAST_WORDS, &mut *link).await;
+        }
         let _ = timeout(LAST_WORDS, self.shared.log.flush()).await;
     }
 }

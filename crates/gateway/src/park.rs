@@ -65,18 +65,26 @@ impl Park {
         self.lock().gap_began.is_some()
     }
 
-    /// Asks for a place at the end of the queue for a request that `bytes` are held for.
-    pub(crate) fn enter(self: &Arc<Self>, policy: &ParkPolicy, bytes: u64, now: Instant) -> Entry {
+    /// Asks for a place at the end of the queue for a request that `bytes` are held for. `gap`:
+    /// there is no Backend, it does not only wait its turn.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        policy: &ParkPolicy,
+        bytes: u64,
+        gap: bool,
+        now: Instant,
+    ) -> Entry {
         let mut queue = self.lock();
-        let first = queue.gap_began.is_none();
-        let began = *queue.gap_began.get_or_insert(now);
+        let first = gap && queue.gap_began.is_none();
+        if first {
+            queue.gap_began = Some(now);
+        }
+        let expected = queue.expected_wait(policy, now);
         let place = if queue.waiters.len() >= policy.max_requests as usize
             || queue.bytes.saturating_add(bytes) > policy.max_bytes
         {
             Err(FailReason::ParkFull)
-        } else if expected_wait(policy, now.saturating_duration_since(began))
-            .is_some_and(|wait| wait > Duration::from_millis(policy.max_wait_ms))
-        {
+        } else if expected.is_some_and(|wait| wait > Duration::from_millis(policy.max_wait_ms)) {
             Err(FailReason::WaitTooLong)
         } else {
             let id = queue.next_id;
@@ -103,6 +111,11 @@ impl Park {
         }
     }
 
+    /// Somebody found a Backend.
+    pub(crate) fn gap_ended(&self) {
+        self.lock().gap_began = None;
+    }
+
     /// Everybody looks: the App is stopped or gone.
     pub(crate) fn all_look(&self) {
         for waiter in &self.lock().waiters {
@@ -112,8 +125,7 @@ impl Park {
 
     /// What remains of the wait that is expected now.
     pub(crate) fn expected_wait(&self, policy: &ParkPolicy, now: Instant) -> Option<Duration> {
-        let began = self.lock().gap_began?;
-        expected_wait(policy, now.saturating_duration_since(began))
+        self.lock().expected_wait(policy, now)
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -121,8 +133,12 @@ impl Park {
     }
 }
 
-fn expected_wait(policy: &ParkPolicy, waited: Duration) -> Option<Duration> {
-    policy.expected_wait_ms.map(|gap| Duration::from_millis(gap).saturating_sub(waited))
+impl Queue {
+    /// What remains of a gap of the usual length; `None` without a gap or a usual length.
+    fn expected_wait(&self, policy: &ParkPolicy, now: Instant) -> Option<Duration> {
+        let waited = now.saturating_duration_since(self.gap_began?);
+        Some(Duration::from_millis(policy.expected_wait_ms?).saturating_sub(waited))
+    }
 }
 
 impl Place {
@@ -156,7 +172,7 @@ mod tests {
     use futures_util::FutureExt;
 
     fn enter(park: &Arc<Park>, policy: &ParkPolicy) -> Result<Place, FailReason> {
-        park.enter(policy, 100, Instant::now()).place
+        park.enter(policy, 100, true, Instant::now()).place
     }
 
     fn woken(place: &Place) -> bool {
@@ -199,12 +215,14 @@ mod tests {
         let policy =
             ParkPolicy { max_wait_ms: 1_000, expected_wait_ms: Some(5_000), ..Default::default() };
         let start = Instant::now();
-        let entry = park.enter(&policy, 1, start);
+        let entry = park.enter(&policy, 1, true, start);
         assert_eq!(entry.place.unwrap_err(), FailReason::WaitTooLong);
         assert!(entry.first);
-        let later = park.enter(&policy, 1, start + Duration::from_millis(4_500));
+        let later = park.enter(&policy, 1, true, start + Duration::from_millis(4_500));
         assert!(later.place.is_ok() && !later.first);
         park.backend_came();
         assert!(!park.in_gap());
+        let behind = park.enter(&policy, 1, false, start);
+        assert!(behind.place.is_ok() && !behind.first && !park.in_gap(), "it waits its turn only");
     }
 }
