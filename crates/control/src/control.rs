@@ -163,8 +163,8 @@ impl Control {
             let what = what.to_owned();
             move |source| ControlError::Listen { what, source }
         };
-        let tokens = Tokens::new(Arc::clone(&store));
-        tokens.bootstrap(&config.data_dir.join("bootstrap-token"), clock::now()).await?;
+        let tokens = Tokens::new(Arc::clone(&store), config.data_dir.join("bootstrap-token"));
+        tokens.bootstrap(clock::now()).await?;
         let link = config.run_dir.join("gateway-link.sock");
         let gateways = publisher.listen(&link).map_err(listening("gateway-link.sock"))?;
         let board = Arc::new(Board::default());

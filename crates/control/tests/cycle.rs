@@ -5,9 +5,7 @@ mod support;
 use http_body_util::BodyExt;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
-use stead_core::api::{
-    EnvView, EventPage, InstanceView, ReleaseView, Waterfall,
-};
+use stead_core::api::{EnvView, EventPage, InstanceView, ReleaseView, Waterfall};
 use stead_core::error::Code;
 use stead_core::event::PhaseName;
 use stead_core::ids::ReleaseNo;
@@ -49,8 +47,12 @@ async fn the_life_of_an_app() {
     // Back, and forth again.
     let back = client.change(&format!("{}/rollback", app_path("web")), json!({})).await;
     let back = client.ended(back).await;
-    assert_eq!((name(&back), back.kind, back.to.release), ("done", RolloutKind::Rollback, ReleaseNo(1)));
-    let forth = client.change(&format!("{}/rollback", app_path("web")), json!({"release": 2})).await;
+    assert_eq!(
+        (name(&back), back.kind, back.to.release),
+        ("done", RolloutKind::Rollback, ReleaseNo(1))
+    );
+    let forth =
+        client.change(&format!("{}/rollback", app_path("web")), json!({"release": 2})).await;
     assert_eq!(client.ended(forth).await.to.release, ReleaseNo(2));
 
     // Restart: all, and one.
@@ -175,8 +177,11 @@ async fn minds_are_changed_on_the_way() {
     // Abort.
     let stuck = client.deploy("web", json!({"source": "sim/never-ready:1", "instances": 2})).await;
     let number = stuck.rollout.unwrap();
-    client.until("web", |view| view.rollout.as_ref().is_some_and(|r| name(r) == "progressing")).await;
-    let aborted = client.change(&format!("{}/rollouts/current/abort", app_path("web")), json!({})).await;
+    client
+        .until("web", |view| view.rollout.as_ref().is_some_and(|r| name(r) == "progressing"))
+        .await;
+    let aborted =
+        client.change(&format!("{}/rollouts/current/abort", app_path("web")), json!({})).await;
     assert_eq!(aborted.rollout, Some(number), "the same rollout goes back");
     let undone = client.ended(aborted).await;
     assert_eq!(name(&undone), "undone");

@@ -7,10 +7,11 @@ use stead_core::error::{Code, UserError};
 use stead_core::event::{Fact, PhaseName};
 use stead_core::ids::Digest;
 use stead_core::manifest::Manifest;
-use stead_core::name::AppKey;
+use stead_core::name::{AppKey, NamespaceName};
 use stead_core::rollout::RolloutKind;
 
 use super::change::{Committed, IfMatch};
+use super::platform::Namespace;
 use super::problem::Problem;
 use super::release::{Author, changed_env, read_manifest};
 use super::request::Body;
@@ -19,6 +20,7 @@ use super::{Api, AppPath, Handle};
 use crate::auth::Caller;
 use crate::clock;
 use crate::reconcile::note;
+use crate::store::Write;
 
 /// [`DeployRequest`], with the manifest as it came: its own reader reports every problem.
 #[derive(Deserialize)]
@@ -51,24 +53,24 @@ pub(super) async fn deploy(
         )
         .into());
     }
-    if !api.has_namespace(&key.namespace)? {
-        return Err(UserError::new(
-            Code::NotFound,
-            format!("there is no namespace {}", key.namespace),
-            format!("create it with `stead namespace create {}`", key.namespace),
-        )
-        .into());
-    }
+    api.enter_namespace(&key)?;
     api.check_hosts(&key, &manifest)?;
-    let (digest, here) =
-        tokio::join!(api.engine.resolve(&manifest.source), api.images_here());
+    let (digest, here) = tokio::join!(api.engine.resolve(&manifest.source), api.images_here());
     let digest = digest?;
     let took = clock::now().since(asked);
     let image_here = here.contains(&digest);
     let author = Author { by: caller.name.clone(), message: request.message, asked };
     let committed = api
         .change_or_create(&caller, &key, if_match, |app| {
-            api.decide_release(app, &manifest, &digest, &author, RolloutKind::Deploy, image_here)
+            let entered = match &app {
+                None => api.enter_namespace(&key)?,
+                Some(_) => None,
+            };
+            let kind = RolloutKind::Deploy;
+            let mut decision =
+                api.decide_release(app, &manifest, &digest, &author, kind, image_here)?;
+            decision.beside.extend(entered);
+            Ok(Some(decision))
         })
         .await?;
     note(&api.events, &key, Fact::Phase { phase: PhaseName::Resolve, begun: asked, took });
@@ -100,19 +102,34 @@ pub(super) async fn change_env(
             return Ok(None);
         }
         let kind = RolloutKind::Config;
-        let decision =
+        let mut decision =
             api.decide_release(Some(app), &manifest, &current.image, &author, kind, image_here)?;
-        Ok(decision.map(|decision| {
-            let names = request.set.keys().chain(&request.unset).cloned().collect::<Vec<_>>();
-            // Values may be confidential; names are not.
-            let what = format!("changed the environment: {}", names.join(", "));
-            super::change::Decision { what, ..decision }
-        }))
+        let names: Vec<_> = request.set.keys().chain(&request.unset).cloned().collect();
+        // Values may be confidential; names are not.
+        decision.what = format!("changed the environment: {}", names.join(", "));
+        Ok(Some(decision))
     })
     .await
 }
 
 impl Api {
+    /// What a new App writes beside itself, so that its Namespace cannot go at the same time.
+    fn enter_namespace(&self, key: &AppKey) -> Result<Option<Write>, Problem> {
+        let name = &key.namespace;
+        if *name == NamespaceName::default() {
+            return Ok(None);
+        }
+        match self.store.get::<Namespace>(name.as_str())? {
+            Some(stored) => Ok(Some(Write::replace(&stored, &stored.value)?)),
+            None => Err(UserError::new(
+                Code::NotFound,
+                format!("there is no namespace {name}"),
+                format!("create it with `stead namespace create {name}`"),
+            )
+            .into()),
+        }
+    }
+
     /// A host leads to one App: nobody takes another's requests.
     fn check_hosts(&self, key: &AppKey, manifest: &Manifest) -> Result<(), Problem> {
         for host in manifest.http.iter().flat_map(|http| &http.hosts) {

@@ -124,7 +124,11 @@ fn same_origin(peer: Peer, headers: &HeaderMap) -> Result<(), Problem> {
     match text(header::ORIGIN) {
         Some(origin) => {
             let authority = origin.split_once("://").map(|(_, authority)| authority);
-            if authority.is_some() && authority == host { Ok(()) } else { Err(foreign("origin", Some(origin))) }
+            if authority.is_some() && authority == host {
+                Ok(())
+            } else {
+                Err(foreign("origin", Some(origin)))
+            }
         }
         None => Ok(()),
     }
@@ -159,10 +163,18 @@ mod tests {
 
     #[test]
     fn only_names_of_this_machine_are_hosts() {
-        for good in ["localhost", "localhost:7070", "127.0.0.1:7070", "[::1]:7070", "[::1]", "127.0.0.1"] {
+        for good in
+            ["localhost", "localhost:7070", "127.0.0.1:7070", "[::1]:7070", "[::1]", "127.0.0.1"]
+        {
             assert!(names_this_machine(good), "{good}");
         }
-        for bad in ["", "evil.example", "evil.example:7070", "localhost.evil.example", "127.0.0.1.evil.example:80"] {
+        for bad in [
+            "",
+            "evil.example",
+            "evil.example:7070",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:80",
+        ] {
             assert!(!names_this_machine(bad), "{bad}");
         }
     }
@@ -177,7 +189,9 @@ mod tests {
             same_origin(tcp, &headers).is_ok()
         };
         assert!(with("http://localhost:7070"));
-        for foreign in ["http://evil.example", "http://localhost:8080", "null", "http://127.0.0.1:7070"] {
+        for foreign in
+            ["http://evil.example", "http://localhost:8080", "null", "http://127.0.0.1:7070"]
+        {
             assert!(!with(foreign), "{foreign}");
         }
         assert!(same_origin(tcp, &HeaderMap::new()).is_err(), "a host is needed");

@@ -55,7 +55,8 @@ pub(super) async fn import(
     body: Stream,
 ) -> Result<Json<ImageInfo>, Problem> {
     // Removed when this returns, however it does.
-    let file = tempfile::NamedTempFile::with_prefix_in("import-", &api.temp_dir).map_err(no_room)?;
+    let file =
+        tempfile::NamedTempFile::with_prefix_in("import-", &api.temp_dir).map_err(no_room)?;
     receive(body, file.path()).await?;
     Ok(Json(api.engine.import(file.path().to_owned(), query.name).await?))
 }

@@ -121,7 +121,9 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(platform::metrics))
         .routes(routes!(platform::doctor))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .merge(OpenApiRouter::new().routes(routes!(images::import)).layer(DefaultBodyLimit::disable()))
+        .merge(
+            OpenApiRouter::new().routes(routes!(images::import)).layer(DefaultBodyLimit::disable()),
+        )
 }
 
 /// The routes and their description.
@@ -157,8 +159,8 @@ pub(crate) async fn serve(
     let (router, _) = router(api);
     let service = router.into_make_service_with_connect_info::<Peer>();
     let on_socket = axum::serve(local, service.clone()).with_graceful_shutdown(closed());
-    let on_address = loopback
-        .map(|loopback| axum::serve(loopback, service).with_graceful_shutdown(closed()));
+    let on_address =
+        loopback.map(|loopback| axum::serve(loopback, service).with_graceful_shutdown(closed()));
     let serving = async move {
         let on_address = async move {
             if let Some(serving) = on_address {
@@ -179,8 +181,8 @@ impl Api {
 
     /// Whether there is such a Namespace.
     fn has_namespace(&self, name: &NamespaceName) -> Result<bool, Problem> {
-        let known = || self.store.get::<platform::Namespace>(name.as_str());
-        Ok(*name == NamespaceName::default() || known()?.is_some())
+        let stored = || self.store.get::<platform::Namespace>(name.as_str());
+        Ok(*name == NamespaceName::default() || stored()?.is_some())
     }
 }
 

@@ -8,9 +8,7 @@ use axum::extract::{Extension, Path, State};
 use axum::response::IntoResponse;
 use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
-use stead_core::api::{
-    Ledger, NamespaceView, ProblemJson, TokenRequest, TokenView, VersionView,
-};
+use stead_core::api::{Ledger, NamespaceView, ProblemJson, TokenRequest, TokenView, VersionView};
 use stead_core::app::{App, Release};
 use stead_core::error::{Code, UserError};
 use stead_core::ids::Ordinal;
@@ -209,10 +207,25 @@ impl Api {
         one("rollouts", "gauge", "Apps by the phase of their last Rollout.", &phases);
         one("instances_wanted", "gauge", "Instances wanted.", &wanted);
         one("instances_ready", "gauge", "Instances ready and taking traffic.", &ready);
-        one("gateways", "gauge", "Gateways connected.", &plain(self.publisher.versions().len() as u64));
-        one("route_generation", "gauge", "Generation of the route table.", &plain(self.publisher.generation().0));
+        one(
+            "gateways",
+            "gauge",
+            "Gateways connected.",
+            &plain(self.publisher.versions().len() as u64),
+        );
+        one(
+            "route_generation",
+            "gauge",
+            "Generation of the route table.",
+            &plain(self.publisher.generation().0),
+        );
         one("events_dropped_total", "counter", "Events lost.", &plain(self.events.dropped()));
-        one("invariant_violations_total", "counter", "Invariants seen broken.", &plain(self.reconciler.violations()));
+        one(
+            "invariant_violations_total",
+            "counter",
+            "Invariants seen broken.",
+            &plain(self.reconciler.violations()),
+        );
         text
     }
 }

@@ -70,7 +70,8 @@ impl Follower {
                     return Some(now);
                 }
             }
-            let pulling = self.last.as_ref().is_some_and(|last| last.pull.is_some() || last.done == 0);
+            let pulling =
+                self.last.as_ref().is_some_and(|last| last.pull.is_some() || last.done == 0);
             let changed = self.board.changed();
             let gone = if pulling {
                 matches!(tokio::time::timeout(PULL_SHOWN, changed).await, Ok(Err(_)))

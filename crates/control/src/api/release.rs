@@ -76,9 +76,10 @@ impl Api {
         author: &Author,
         kind: RolloutKind,
         image_here: bool,
-    ) -> Result<Option<Decision>, Problem> {
+    ) -> Result<Decision, Problem> {
         let key = manifest.key();
-        let mut app = app.unwrap_or_else(|| App::new(key.clone(), manifest.instances, author.asked));
+        let mut app =
+            app.unwrap_or_else(|| App::new(key.clone(), manifest.instances, author.asked));
         let number = app.last_release.next();
         let mut beside = self.old_releases(&app)?;
         // Scaling by hand outlives a Release, unless its manifest says another number than
@@ -109,7 +110,7 @@ impl Api {
         };
         app.roll_out(number, manifest, change);
         let what = format!("deployed {} as release {number}", manifest.source);
-        Ok(Some(Decision { app, beside, what }))
+        Ok(Decision { app, beside, what })
     }
 
     /// A Release; `None` if there is none or it is damaged.
@@ -129,7 +130,11 @@ impl Api {
     }
 
     /// A Release, or the error that there is none.
-    pub(super) fn known_release(&self, app: &AppKey, number: ReleaseNo) -> Result<Release, Problem> {
+    pub(super) fn known_release(
+        &self,
+        app: &AppKey,
+        number: ReleaseNo,
+    ) -> Result<Release, Problem> {
         self.release(app, number)?.ok_or_else(|| {
             UserError::new(
                 Code::NotFound,

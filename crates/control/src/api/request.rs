@@ -32,8 +32,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let query = axum::extract::Query::from_request_parts(parts, state).await;
-        let axum::extract::Query(value) =
-            query.map_err(|error| bad(format!("a parameter is malformed: {}", error.body_text())))?;
+        let axum::extract::Query(value) = query
+            .map_err(|error| bad(format!("a parameter is malformed: {}", error.body_text())))?;
         Ok(Self(value))
     }
 }

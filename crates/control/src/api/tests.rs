@@ -1,6 +1,5 @@
 //! Every route with every kind of caller.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use http::{HeaderName, Method, Request, StatusCode, header};
@@ -61,7 +60,7 @@ async fn served() -> Served {
     });
     let (close, closing) = watch::channel(false);
     let api = Arc::new(Api {
-        tokens: Tokens::new(Arc::clone(&store)),
+        tokens: Tokens::new(Arc::clone(&store), dir.path().join("bootstrap-token")),
         store,
         engine,
         publisher,
@@ -129,8 +128,10 @@ fn every_route(document: &utoipa::openapi::OpenApi) -> Vec<(Method, String)> {
     let mut all = vec![(Method::GET, "/api/openapi.json".to_owned())];
     for (path, item) in document["paths"].as_object().unwrap() {
         for method in item.as_object().unwrap().keys() {
-            if let Ok(method @ (Method::GET | Method::PUT | Method::POST | Method::DELETE | Method::PATCH)) =
-                method.to_uppercase().parse()
+            if let Ok(
+                method
+                @ (Method::GET | Method::PUT | Method::POST | Method::DELETE | Method::PATCH),
+            ) = method.to_uppercase().parse()
             {
                 all.push((method, path.clone()));
             }
@@ -143,21 +144,27 @@ fn every_route(document: &utoipa::openapi::OpenApi) -> Vec<(Method, String)> {
 fn expected(method: &Method, path: &str) -> (Role, bool) {
     let of_app = path.contains("/apps");
     let role = if *method == Method::GET {
-        if path.ends_with("/tokens") || path.ends_with("/doctor") { Role::Admin } else { Role::Viewer }
+        if path.ends_with("/tokens") || path.ends_with("/doctor") {
+            Role::Admin
+        } else {
+            Role::Viewer
+        }
     } else if of_app || path.ends_with("/pull") || path.ends_with("/import") {
         Role::Deployer
     } else {
         Role::Admin
     };
     let open_to_namespaces = of_app
-        || [ "/version", "/namespaces", "/events", "/openapi.json"].iter().any(|end| path.ends_with(end));
+        || ["/version", "/namespaces", "/events", "/openapi.json"]
+            .iter()
+            .any(|end| path.ends_with(end));
     (role, open_to_namespaces)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_route_asks_every_caller() {
     let served = served().await;
-    let mut callers: BTreeMap<&str, (String, Option<(Role, Option<&str>)>)> = BTreeMap::new();
+    let mut callers = Vec::new();
     for (name, role, namespace) in [
         ("viewer", Role::Viewer, None),
         ("deployer", Role::Deployer, None),
@@ -168,11 +175,11 @@ async fn every_route_asks_every_caller() {
         ("foreign admin", Role::Admin, Some("elsewhere")),
     ] {
         let secret = served.token(role, namespace).await;
-        callers.insert(name, (format!("Bearer {secret}"), Some((role, namespace))));
+        callers.push((name, format!("Bearer {secret}"), Some((role, namespace))));
     }
-    callers.insert("garbage", ("Bearer stead_x_00".to_owned(), None));
-    callers.insert("basic", ("Basic cm9vdDo=".to_owned(), None));
-    callers.insert("nobody", (String::new(), None));
+    callers.push(("garbage", "Bearer stead_x_00".to_owned(), None));
+    callers.push(("basic", "Basic cm9vdDo=".to_owned(), None));
+    callers.push(("nobody", String::new(), None));
 
     let routes = every_route(&routes().into_openapi());
     assert!(routes.len() > 30, "{routes:?}");
@@ -183,7 +190,7 @@ async fn every_route_asks_every_caller() {
             .replace("{number}", "1")
             .replace("{verb}", "abort")
             .replace("{id}", "none");
-        for (name, (authorization, who)) in &callers {
+        for (name, authorization, who) in &callers {
             let headers = [(header::AUTHORIZATION, authorization.as_str())];
             let headers = if authorization.is_empty() { &[][..] } else { &headers[..] };
             let status = served.tcp(&method, &url, headers).await;
@@ -193,7 +200,9 @@ async fn every_route_asks_every_caller() {
                 None => Some(StatusCode::UNAUTHORIZED),
                 Some((has, _)) if *has < role => Some(StatusCode::FORBIDDEN),
                 Some((_, Some(_))) if !open => Some(StatusCode::FORBIDDEN),
-                Some((_, Some("elsewhere"))) if path.contains("{ns}") => Some(StatusCode::FORBIDDEN),
+                Some((_, Some("elsewhere"))) if path.contains("{ns}") => {
+                    Some(StatusCode::FORBIDDEN)
+                }
                 Some(_) => None,
             };
             match wanted {

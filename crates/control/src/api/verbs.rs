@@ -70,7 +70,10 @@ enum Back {
 fn back_to(app: &App, named: Option<ReleaseNo>) -> Result<Back, UserError> {
     if let Some(rollout) = app.active() {
         let came_from = rollout.from.map(|from| from.release);
-        if rollout.only.is_none() && came_from.is_some() && named.is_none_or(|n| came_from == Some(n)) {
+        if rollout.only.is_none()
+            && came_from.is_some()
+            && named.is_none_or(|n| came_from == Some(n))
+        {
             return Ok(Back::GiveUp);
         }
     }

@@ -12,7 +12,12 @@ use stead_core::ids::Ordinal;
 use stead_core::rollout::{Phase, Rollout};
 
 /// An App, with the Release it runs or goes to.
-pub(super) fn app(app: &App, release: Option<&Release>, seen: &FleetSeen, http: SocketAddr) -> AppView {
+pub(super) fn app(
+    app: &App,
+    release: Option<&Release>,
+    seen: &FleetSeen,
+    http: SocketAddr,
+) -> AppView {
     let ready = ready(app, seen);
     let (state, why) = state(app, ready);
     let shown = release.map(|release| release.number).or(app.target().map(|t| t.release));
@@ -146,8 +151,10 @@ pub(super) fn progress(
 ) -> Progress {
     let done = (0..fleet.instances).map(Ordinal).filter(|ordinal| {
         let serving = seen.instances.get(ordinal).and_then(InstanceSeen::serving);
-        serving.is_some_and(|container| container.revision.release == rollout.to.release
-            && Some(container.revision) == fleet.wanted(*ordinal))
+        serving.is_some_and(|container| {
+            container.revision.release == rollout.to.release
+                && Some(container.revision) == fleet.wanted(*ordinal)
+        })
     });
     Progress {
         instances: fleet.instances,

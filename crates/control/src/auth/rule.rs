@@ -62,9 +62,10 @@ pub(crate) fn rule(method: &Method, path: &str) -> Option<Rule> {
         };
     }
     match (method.as_str(), path) {
-        ("GET", "/api/openapi.json" | "/api/v1/version" | "/api/v1/namespaces" | "/api/v1/events") => {
-            takes(Viewer, Scope::Filtered)
-        }
+        (
+            "GET",
+            "/api/openapi.json" | "/api/v1/version" | "/api/v1/namespaces" | "/api/v1/events",
+        ) => takes(Viewer, Scope::Filtered),
         ("GET", "/api/v1/images" | "/api/v1/metrics" | "/metrics") => {
             takes(Viewer, Scope::Platform)
         }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -63,15 +63,18 @@ impl Document for Bootstrapped {
 /// The tokens.
 pub(crate) struct Tokens {
     store: Arc<Store>,
+    /// Where the bootstrap token is handed over.
+    file: PathBuf,
 }
 
 impl Tokens {
-    pub(crate) fn new(store: Arc<Store>) -> Self {
-        Self { store }
+    /// Tokens in `store`; the bootstrap token is handed over in `file`.
+    pub(crate) fn new(store: Arc<Store>, file: PathBuf) -> Self {
+        Self { store, file }
     }
 
-    /// At the first start of all: makes the bootstrap token and writes it to `file`.
-    pub(crate) async fn bootstrap(&self, file: &Path, now: Time) -> Result<(), BootstrapError> {
+    /// At the first start of all: makes the bootstrap token and writes it to its file.
+    pub(crate) async fn bootstrap(&self, now: Time) -> Result<(), BootstrapError> {
         if self.store.get::<Bootstrapped>(BOOTSTRAP)?.is_some() {
             return Ok(());
         }
@@ -82,11 +85,9 @@ impl Tokens {
             ttl_secs: BOOTSTRAP_TTL.0 / 1_000_000,
         };
         let (token, secret) = make(BOOTSTRAP.to_owned(), &request, now)?;
-        write_secret(file, &secret)?;
-        let writes = vec![
-            Write::set(BOOTSTRAP, &token)?,
-            Write::create(BOOTSTRAP, &Bootstrapped(now))?,
-        ];
+        write_secret(&self.file, &secret)?;
+        let writes =
+            vec![Write::set(BOOTSTRAP, &token)?, Write::create(BOOTSTRAP, &Bootstrapped(now))?];
         self.store.commit(writes).await?;
         Ok(())
     }
@@ -110,10 +111,14 @@ impl Tokens {
         id.insert(0, 't');
         let (token, secret) = make(id.clone(), request, now).map_err(no_randomness)?;
         let mut writes = vec![Write::create(id, &token)?];
-        if by.token.as_deref() == Some(BOOTSTRAP) && request.role == Role::Admin {
+        let heir = by.token.as_deref() == Some(BOOTSTRAP) && request.role == Role::Admin;
+        if heir {
             writes.push(Write::clear(Kind::Token, BOOTSTRAP));
         }
         self.store.commit(writes).await?;
+        if heir && let Err(error) = std::fs::remove_file(&self.file) {
+            tracing::warn!(%error, "file of the used bootstrap token cannot be removed");
+        }
         Ok(token.view(Some(secret)))
     }
 
@@ -233,8 +238,8 @@ mod tests {
     async fn the_bootstrap_token_works_once() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("bootstrap-token");
-        let tokens = Tokens::new(store(dir.path()));
-        tokens.bootstrap(&file, Time(0)).await.unwrap();
+        let tokens = Tokens::new(store(dir.path()), file.clone());
+        tokens.bootstrap(Time(0)).await.unwrap();
         let secret = std::fs::read_to_string(&file).unwrap();
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let caller = tokens.find(secret.trim(), Time(1)).unwrap().unwrap();
@@ -244,8 +249,8 @@ mod tests {
         let heir = tokens.create(&request(Role::Admin, 9), &caller, Time(1)).await.unwrap();
         assert_eq!(tokens.find(secret.trim(), Time(1)).unwrap(), None);
         assert!(tokens.find(&heir.secret.unwrap(), Time(1)).unwrap().is_some());
-        std::fs::remove_file(&file).unwrap();
-        tokens.bootstrap(&file, Time(2)).await.unwrap();
+        assert!(!file.exists(), "what is of no more use does not lie around");
+        tokens.bootstrap(Time(2)).await.unwrap();
         assert!(!file.exists(), "it is made at the first start only");
     }
 
@@ -253,8 +258,9 @@ mod tests {
     async fn a_token_ends_and_another_secret_is_not_it() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
-        let tokens = Tokens::new(Arc::clone(&store));
-        let made = tokens.create(&request(Role::Viewer, 1), &Caller::root(), Time(0)).await.unwrap();
+        let tokens = Tokens::new(Arc::clone(&store), dir.path().join("bootstrap-token"));
+        let made =
+            tokens.create(&request(Role::Viewer, 1), &Caller::root(), Time(0)).await.unwrap();
         let secret = made.secret.unwrap();
         assert!(tokens.find(&secret, Time(999_999)).unwrap().is_some());
         assert_eq!(tokens.find(&secret, Time(1_000_000)).unwrap(), None, "expired");
@@ -271,6 +277,13 @@ mod tests {
         assert!(tokens.revoke(&made.id).await.unwrap());
         assert_eq!(tokens.find(&secret, Time(0)).unwrap(), None);
         assert!(!tokens.revoke(&made.id).await.unwrap());
-        assert_eq!(tokens.create(&request(Role::Viewer, 0), &Caller::root(), Time(0)).await.unwrap_err().code, Code::BadRequest);
+        assert_eq!(
+            tokens
+                .create(&request(Role::Viewer, 0), &Caller::root(), Time(0))
+                .await
+                .unwrap_err()
+                .code,
+            Code::BadRequest
+        );
     }
 }

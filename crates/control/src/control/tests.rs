@@ -83,9 +83,8 @@ impl Running {
 
     /// Everything a person does here, one after the other.
     async fn story(&self) {
-        let manifest = |source: &str| {
-            json!({"manifest": {"app": "web", "source": source, "instances": 2}})
-        };
+        let manifest =
+            |source: &str| json!({"manifest": {"app": "web", "source": source, "instances": 2}});
         let settled = |app: Option<&App>| app.is_some_and(|app| app.active().is_none());
         for source in ["sim/ready:1", "sim/crash:1", "sim/ready:2"] {
             assert_eq!(self.ask("POST", "/deploy", manifest(source)).await, Some(202));
@@ -123,7 +122,8 @@ async fn death_at_every_commit_is_survived() {
         mortal.kill().await;
 
         let next = Running::start(dir.path(), &machine, i64::MAX).await;
-        let settles = next.until(|app| app.is_none_or(|app| app.active().is_none() && !app.deleted));
+        let settles =
+            next.until(|app| app.is_none_or(|app| app.active().is_none() && !app.deleted));
         let settles = tokio::time::timeout(PATIENCE, settles).await;
         assert!(settles.is_ok(), "no end after death at commit {commits}");
         // The story goes on from wherever it was left.

@@ -133,7 +133,8 @@ impl EventLog {
                     let id = u64::try_from(id).unwrap_or(0);
                     page.next = page.next.max(id);
                     // One that cannot be read is left out.
-                    if let Ok(event) = serde_json::from_str(row.get_ref(1)?.as_str().unwrap_or("")) {
+                    if let Ok(event) = serde_json::from_str(row.get_ref(1)?.as_str().unwrap_or(""))
+                    {
                         page.events.push(EventRecord { id, event });
                     }
                 }
@@ -167,7 +168,8 @@ impl EventLog {
                 ])?;
                 let mut events = Vec::new();
                 while let Some(row) = rows.next()? {
-                    events.extend(serde_json::from_str(row.get_ref(0)?.as_str().unwrap_or("")).ok());
+                    events
+                        .extend(serde_json::from_str(row.get_ref(0)?.as_str().unwrap_or("")).ok());
                 }
                 Ok(events)
             })
@@ -259,10 +261,8 @@ fn insert(connection: &mut Connection, events: Vec<Event>) -> Result<Vec<EventRe
 
 fn prune(connection: &Connection, now: Time) -> Result<(), StoreError> {
     connection.execute("DELETE FROM event WHERE at < ?", [int((now - KEEP_FOR).0)])?;
-    connection.execute(
-        "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?",
-        [int(KEEP)],
-    )?;
+    connection
+        .execute("DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?", [int(KEEP)])?;
     Ok(())
 }
 

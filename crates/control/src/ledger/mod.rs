@@ -91,9 +91,8 @@ impl Ledgers {
         let dead = |id: &GatewayId| id.pid == pid && *id != gateway;
         books.settle(dead);
         let Books { totals, gateways, shown, changed, changed_gateways } = &mut *books;
-        let counters = gateways
-            .entry(gateway)
-            .or_insert_with(|| Counters { gateway, apps: BTreeMap::new() });
+        let counters =
+            gateways.entry(gateway).or_insert_with(|| Counters { gateway, apps: BTreeMap::new() });
         for app in report.apps {
             let last = counters.apps.entry(app.app.clone()).or_default();
             let of_app = totals.entry(app.app.clone()).or_default();

@@ -20,7 +20,7 @@
 pub(crate) mod board;
 mod pass;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -34,7 +34,7 @@ use stead_core::name::AppKey;
 use stead_core::time::Time;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::clock;
@@ -49,6 +49,8 @@ use pass::{Memory, Next};
 pub(crate) const SCAN: Duration = Duration::from_secs(30);
 /// Longest pause between attempts at an App whose pass fails.
 const BACKOFF_CAP: Duration = Duration::from_secs(30);
+/// Shortest pause after a pass that failed, whatever wakes the loop.
+const RETRY_FLOOR: Duration = Duration::from_millis(50);
 /// How long a new `serve` waits for the engine to attach what is ready before it publishes.
 const HOLD_CAP: Duration = Duration::from_secs(5);
 
@@ -98,7 +100,7 @@ impl Reconciler {
                         wake.notify_one();
                     }
                 }
-                Some(ended) = loops.tasks.join_next() => self.ended(&mut loops, ended),
+                Some(ended) = loops.tasks.join_next_with_id() => self.ended(&mut loops, ended),
                 _ = scan.tick() => drop(self.scan(&mut loops)),
                 () = &mut release, if held => held = false,
             }
@@ -129,46 +131,44 @@ impl Reconciler {
         let (passed, first) = oneshot::channel();
         let wake = Arc::new(Notify::new());
         loops.wakes.insert(key.clone(), Arc::clone(&wake));
-        loops.tasks.spawn(Arc::clone(self).tend(key, wake, passed));
+        let task = loops.tasks.spawn(Arc::clone(self).tend(key.clone(), wake, passed));
+        loops.keys.insert(task.id(), key);
         Some(first)
     }
 
-    fn ended(
-        self: &Arc<Self>,
-        loops: &mut Loops,
-        ended: Result<AppKey, tokio::task::JoinError>,
-    ) {
-        match ended {
-            Ok(key) => {
-                loops.wakes.remove(&key);
-                // It may have been made again since its loop found it gone.
-                if matches!(self.store.get::<App>(&key.to_string()), Ok(Some(_))) {
-                    self.wake(loops, key);
-                }
+    fn ended(self: &Arc<Self>, loops: &mut Loops, ended: Result<(task::Id, ()), JoinError>) {
+        let (id, well) = match ended {
+            Ok((id, ())) => (id, true),
+            Err(error) => {
+                tracing::error!(%error, "an app's loop ended by a panic; the next scan begins it anew");
+                (error.id(), false)
             }
-            Err(error) => tracing::error!(%error, "an app's loop ended by a panic"),
+        };
+        let Some(key) = loops.keys.remove(&id) else { return };
+        loops.wakes.remove(&key);
+        // It may have been made again since its loop found it gone.
+        if well && matches!(self.store.get::<App>(&key.to_string()), Ok(Some(_))) {
+            self.wake(loops, key);
         }
     }
 
     /// One App's loop, until the App is gone.
-    async fn tend(
-        self: Arc<Self>,
-        key: AppKey,
-        wake: Arc<Notify>,
-        passed: oneshot::Sender<()>,
-    ) -> AppKey {
+    async fn tend(self: Arc<Self>, key: AppKey, wake: Arc<Notify>, passed: oneshot::Sender<()>) {
         let mut memory = Memory::default();
         let mut passed = Some(passed);
         let mut failures = 0u32;
         loop {
+            let mut floor = Duration::ZERO;
             let pause = match self.pass(&key, &mut memory).await {
-                Ok(Next::Gone) => return key,
+                Ok(Next::Gone) => return,
                 Ok(Next::At(at)) => {
                     failures = 0;
                     at.map_or(SCAN, |at| at.since(clock::now()).duration())
                 }
                 Err(error) => {
                     failures += 1;
+                    // What woke it may be the failure itself.
+                    floor = RETRY_FLOOR;
                     let pause = Duration::from_millis(125) * (1 << failures.min(8));
                     tracing::warn!(app = %key, %error, failures, "pass failed; it is tried again");
                     if failures == 1 {
@@ -181,6 +181,7 @@ impl Reconciler {
             if let Some(passed) = passed.take() {
                 let _ = passed.send(());
             }
+            tokio::time::sleep(floor).await;
             let _ = tokio::time::timeout(pause, wake.notified()).await;
         }
     }
@@ -192,12 +193,13 @@ impl Reconciler {
             for passed in first {
                 let _ = passed.await;
             }
-            self.publisher.moved_until(|holds| {
-                self.board.all().iter().all(|snapshot| {
-                    ready(&snapshot.seen).all(|container| holds(&snapshot.app.key, container))
+            self.publisher
+                .moved_until(|holds| {
+                    self.board.all().iter().all(|snapshot| {
+                        ready(&snapshot.seen).all(|container| holds(&snapshot.app.key, container))
+                    })
                 })
-            })
-            .await;
+                .await;
         };
         let begun = Instant::now();
         if tokio::time::timeout(HOLD_CAP, settled).await.is_err() {
@@ -249,7 +251,9 @@ pub(crate) fn note(events: &EventLog, app: &AppKey, fact: Fact) {
 #[derive(Default)]
 struct Loops {
     wakes: BTreeMap<AppKey, Arc<Notify>>,
-    tasks: JoinSet<AppKey>,
+    tasks: JoinSet<()>,
+    /// Whose loop a task is: a panic does not say.
+    keys: HashMap<task::Id, AppKey>,
 }
 
 /// Containers that could take requests.

@@ -39,11 +39,7 @@ pub(super) struct Memory {
 }
 
 impl Reconciler {
-    pub(super) async fn pass(
-        &self,
-        key: &AppKey,
-        memory: &mut Memory,
-    ) -> Result<Next, PassError> {
+    pub(super) async fn pass(&self, key: &AppKey, memory: &mut Memory) -> Result<Next, PassError> {
         loop {
             let Some(stored) = self.store.get::<App>(&key.to_string())? else {
                 self.publisher.route(key, None);
@@ -135,7 +131,9 @@ impl Reconciler {
                     memory.releases.insert(number, (spec, value.created));
                 }
                 Ok(None) => tracing::error!(app = %app.key, %number, "release is missing"),
-                Err(StoreError::Damaged(damaged)) => tracing::error!(%damaged, "release is left out"),
+                Err(StoreError::Damaged(damaged)) => {
+                    tracing::error!(%damaged, "release is left out")
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -164,7 +162,13 @@ impl Reconciler {
         tracing::info!(app = %app.key, rollout = number, phase, why, "rollout");
         self.note(&app.key, Fact::Rollout { number, phase, why });
         if rollout.phase.is_final() {
-            self.ledgers.persist(&self.store).await?;
+            // Nobody waits for it.
+            let (ledgers, store) = (Arc::clone(&self.ledgers), Arc::clone(&self.store));
+            tokio::spawn(async move {
+                if let Err(error) = ledgers.persist(&store).await {
+                    tracing::error!(error = ?error, "ledgers cannot be stored");
+                }
+            });
         }
         Ok(())
     }

@@ -121,8 +121,17 @@ pub(super) enum Expect {
 
 impl Write {
     /// Creates a document of generation 1. Conflicts if there is one.
-    pub(crate) fn create<T: Document>(key: impl Into<String>, value: &T) -> Result<Self, StoreError> {
+    pub(crate) fn create<T: Document>(
+        key: impl Into<String>,
+        value: &T,
+    ) -> Result<Self, StoreError> {
         Self::put(key, Expect::Absent, Generation(1), value)
+    }
+
+    /// Replaces the document that was read at `seen`.
+    pub(crate) fn replace<T: Document>(seen: &Versioned<T>, value: &T) -> Result<Self, StoreError> {
+        let generation = seen.generation;
+        Self::put(seen.key.clone(), Expect::At(generation), generation.next(), value)
     }
 
     /// Writes a document whatever is there. Only for records that one task alone writes.
@@ -147,7 +156,7 @@ impl Write {
         Self { kind, key: key.into(), expect: Expect::Anything, put: None }
     }
 
-    pub(super) fn put<T: Document>(
+    fn put<T: Document>(
         key: impl Into<String>,
         expect: Expect,
         generation: Generation,

@@ -267,10 +267,10 @@ impl Store {
 
 fn parse<T: Document>(key: &str, generation: u64, json: &str) -> Result<Versioned<T>, Damaged> {
     match serde_json::from_str(json) {
-        Ok(value) => Ok(Versioned { key: key.to_owned(), generation: Generation(generation), value }),
-        Err(error) => {
-            Err(Damaged { kind: T::KIND, key: key.to_owned(), why: error.to_string() })
+        Ok(value) => {
+            Ok(Versioned { key: key.to_owned(), generation: Generation(generation), value })
         }
+        Err(error) => Err(Damaged { kind: T::KIND, key: key.to_owned(), why: error.to_string() }),
     }
 }
 

@@ -23,9 +23,7 @@ async fn a_commit_is_whole_or_not_at_all() {
     let seen = store.get::<Note>("a").unwrap().unwrap();
     assert_eq!((seen.generation, &seen.value), (Generation(1), &note("1")));
 
-    let replace = |text| {
-        Write::put("a", Expect::At(seen.generation), Generation(2), &note(text)).unwrap()
-    };
+    let replace = |text| Write::replace(&seen, &note(text)).unwrap();
     store.commit(vec![replace("2")]).await.unwrap();
     let both = vec![Write::create("b", &note("new")).unwrap(), replace("3")];
     let refused = store.commit(both).await.unwrap_err();

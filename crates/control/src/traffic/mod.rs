@@ -140,7 +140,8 @@ impl Publisher {
         done: impl Fn(&dyn Fn(&AppKey, &ContainerId) -> bool) -> bool,
     ) {
         loop {
-            let look = self.until(|state| done(&|app, container| state.table.holds(app, container)));
+            let look =
+                self.until(|state| done(&|app, container| state.table.holds(app, container)));
             if tokio::time::timeout(Duration::from_millis(50), look).await.is_ok() {
                 return;
             }

@@ -1,6 +1,7 @@
 //! A control plane on a simulated machine, and a client of its API.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "it is a test that fails")]
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -132,7 +133,9 @@ impl Client {
         let body = body.map(ToString::to_string).unwrap_or_default();
         let request = request.body(Full::new(Bytes::from(body))).unwrap();
         match &self.to {
-            Endpoint::Unix(path) => exchange(UnixStream::connect(path).await.unwrap(), request).await,
+            Endpoint::Unix(path) => {
+                exchange(UnixStream::connect(path).await.unwrap(), request).await
+            }
             Endpoint::Tcp(addr) => exchange(TcpStream::connect(addr).await.unwrap(), request).await,
         }
     }
