@@ -41,6 +41,7 @@ pub(crate) fn destroy(settings: &Settings) -> Result<()> {
     let layout = &settings.layout;
     layout.make()?;
     let log = layout.open_log("serve")?;
+    let from = log.metadata()?.len();
     let flags = settings.serve_flags();
     let status = role::command(["serve".into(), "--destroy".into()].into_iter().chain(flags))
         .stdout(log.try_clone()?)
@@ -52,7 +53,7 @@ pub(crate) fn destroy(settings: &Settings) -> Result<()> {
     }
     Err(UserError::new(
         Code::EngineFailed,
-        format!("what runs could not be removed: {}", layout.tail_of_log("serve", 4)),
+        format!("what runs could not be removed: {}", layout.tail_of_log("serve", from, 4)),
         format!("look at {}, and run it again", layout.log("serve").display()),
     )
     .into())

@@ -1,11 +1,13 @@
 //! The role `gateway`: the data plane in a process of its own.
 
+use std::error::Error as _;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 
-use anyhow::{Context as _, Result};
-use stead_gateway::{AccessLogTarget, CertificateFiles, Gateway, GatewayConfig};
+use anyhow::Result;
+use stead_core::error::{Code, UserError};
+use stead_gateway::{AccessLogTarget, CertificateFiles, Gateway, GatewayConfig, GatewayError};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::layout::Layout;
@@ -30,7 +32,7 @@ pub(crate) fn run(layout: &Layout, addresses: Addresses) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
-        let gateway = Gateway::start(config).await.context("the gateway cannot start")?;
+        let gateway = Gateway::start(config).await.map_err(|error| unfit(&error))?;
         role::say_ready();
         let mut ended = std::pin::pin!(gateway.ended());
         loop {
@@ -42,6 +44,24 @@ pub(crate) fn run(layout: &Layout, addresses: Addresses) -> Result<()> {
             }
         }
     })
+}
+
+/// The error with its causes, and what to do about it.
+fn unfit(error: &GatewayError) -> UserError {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    let hint = match error {
+        GatewayError::Bind { addr, .. } => format!(
+            "`ss -ltnp 'sport = :{}'` shows who listens there; `stead up --http` takes another",
+            addr.port()
+        ),
+        _ => "`stead doctor` checks the machine".to_owned(),
+    };
+    UserError::new(Code::MachineUnfit, text, hint)
 }
 
 fn config(layout: &Layout, addresses: Addresses) -> io::Result<GatewayConfig> {

@@ -135,9 +135,10 @@ impl Layout {
         self.run_dir.join("processes")
     }
 
-    /// The last lines of a process's log, for an error message.
-    pub(crate) fn tail_of_log(&self, name: &str, lines: usize) -> String {
+    /// The last lines of a process's log after its first `from` bytes, for an error message.
+    pub(crate) fn tail_of_log(&self, name: &str, from: u64, lines: usize) -> String {
         let text = fs::read(self.log(name)).unwrap_or_default();
+        let text = text.get(usize::try_from(from).unwrap_or(0)..).unwrap_or_default();
         let text =
             String::from_utf8_lossy(&text[text.len().saturating_sub(8 << 10)..]).into_owned();
         let all: Vec<&str> = text.lines().collect();
@@ -183,7 +184,8 @@ mod tests {
         layout.make().unwrap();
         fs::write(layout.log("serve"), "one\ntwo\nthree\n").unwrap();
         layout.open_log("serve").unwrap();
-        assert_eq!(layout.tail_of_log("serve", 2), "two\nthree");
+        assert_eq!(layout.tail_of_log("serve", 4, 2), "two\nthree");
+        assert_eq!(layout.tail_of_log("serve", 8, 2), "three");
         File::options()
             .write(true)
             .open(layout.log("serve"))

@@ -106,6 +106,12 @@ pub(super) fn running(layout: &Layout, kind: Kind) -> Vec<Process> {
     found
 }
 
+/// Whether any process of the platform is running.
+pub(super) fn any_running(layout: &Layout) -> bool {
+    let kinds = [Kind::Supervisor, Kind::Serve, Kind::Gateway];
+    kinds.into_iter().any(|kind| !running(layout, kind).is_empty())
+}
+
 fn read(path: &Path) -> Option<Record> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }

@@ -46,6 +46,8 @@ pub(super) struct Role {
     flags: Vec<OsString>,
     child: Option<Child>,
     begun: Instant,
+    /// Where its log began when it was started.
+    log_from: u64,
     /// Deaths in a row, each soon after the start.
     deaths: u32,
 }
@@ -54,13 +56,14 @@ impl Role {
     /// A role that is not started yet.
     pub(super) fn new(kind: Kind, layout: &Layout, flags: Vec<OsString>) -> Self {
         let layout = layout.clone();
-        Self { kind, layout, flags, child: None, begun: Instant::now(), deaths: 0 }
+        Self { kind, layout, flags, child: None, begun: Instant::now(), log_from: 0, deaths: 0 }
     }
 
     /// Starts it. What it has to say goes to its log; its standard output is for
     /// [`said_ready`].
     pub(super) fn start(&mut self) -> io::Result<()> {
         let log = self.layout.open_log(self.kind.word())?;
+        self.log_from = log.metadata()?.len();
         let role = OsString::from(self.kind.word());
         let mut command = command([role].into_iter().chain(self.flags.iter().cloned()));
         command.stdout(Stdio::piped()).stderr(log);
@@ -107,7 +110,7 @@ impl Role {
 
     /// What its log said last.
     pub(super) fn last_words(&self) -> String {
-        self.layout.tail_of_log(self.kind.word(), 8)
+        self.layout.tail_of_log(self.kind.word(), self.log_from, 8)
     }
 
     /// Its name.

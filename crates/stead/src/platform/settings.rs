@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use stead_core::error::{Code, UserError};
 
 use super::layout::{Layout, SETTINGS, write_whole};
+use super::process;
 
 /// Where the API listens when nothing else is said.
 const API: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7070);
@@ -107,19 +108,21 @@ pub(crate) struct Asked {
 
 impl Settings {
     /// What was asked for; for the rest what a running platform has, else the defaults.
-    /// A port 0 becomes the one it was, or a free one.
+    /// A port 0 becomes the one that a running platform has, else a free one.
     pub(crate) fn new(layout: Layout, asked: Asked) -> io::Result<Self> {
         let before = Self::read(&layout);
         let b = before.as_ref();
+        // A port is kept only from what still listens there.
+        let alive = b.filter(|_| process::any_running(&layout));
         Ok(Self {
             listen: match asked.listen.or(b.map(|s| s.listen)).unwrap_or(Listen(Some(API))) {
-                Listen(Some(addr)) => Listen(Some(chosen(addr, b.and_then(|s| s.listen.0))?)),
+                Listen(Some(addr)) => Listen(Some(chosen(addr, alive.and_then(|s| s.listen.0))?)),
                 none => none,
             },
-            http: chosen(asked.http.or(b.map(|s| s.http)).unwrap_or(HTTP), b.map(|s| s.http))?,
+            http: chosen(asked.http.or(b.map(|s| s.http)).unwrap_or(HTTP), alive.map(|s| s.http))?,
             tls: asked.tls.or_else(|| b?.tls.clone()),
             metrics: match asked.metrics.or_else(|| b?.metrics) {
-                Some(addr) => Some(chosen(addr, b.and_then(|s| s.metrics))?),
+                Some(addr) => Some(chosen(addr, alive.and_then(|s| s.metrics))?),
                 None => None,
             },
             registries: match b {
@@ -254,8 +257,11 @@ mod tests {
         let none: Listen = "none".parse().unwrap();
         let http = Some("127.0.0.1:0".parse().unwrap());
         let asked = Asked { listen: Some(none), http, ..Asked::default() };
-        let second = Settings::new(layout, asked).unwrap();
-        assert_eq!(second, Settings { listen: none, ..first });
+        let second = Settings::new(layout.clone(), asked.clone()).unwrap();
+        assert_ne!(second.http, first.http, "nothing runs: the port is free for others");
+        process::note(&layout, process::Kind::Gateway, std::process::id().cast_signed()).unwrap();
+        let third = Settings::new(layout, asked).unwrap();
+        assert_eq!(third, Settings { listen: none, ..first });
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub(crate) fn detached(settings: Settings) -> Result<()> {
     must_be_root()?;
     settings.layout.make()?;
     let log = settings.layout.open_log("supervisor")?;
+    let from = log.metadata()?.len();
     let flags = ["supervise".into()].into_iter().chain(settings.all_flags());
     let mut child = role::command(flags)
         .stdout(Stdio::piped())
@@ -43,7 +44,7 @@ pub(crate) fn detached(settings: Settings) -> Result<()> {
         Ok(error) => Err(error.into()),
         Err(_) => Err(UserError::new(
             Code::PlatformDown,
-            format!("the supervisor ended: {}", settings.layout.tail_of_log("supervisor", 4)),
+            format!("the supervisor ended: {}", settings.layout.tail_of_log("supervisor", from, 4)),
             format!("its log is {}", settings.layout.log("supervisor").display()),
         )
         .into()),
