@@ -211,11 +211,11 @@ impl Gateway {
         let (alive, absence) = mpsc::channel(1);
         let presence = Presence { _alive: alive };
         serve(&shared, sockets, tls.as_ref(), &presence).map_err(GatewayError::System)?;
-        if let Some(takeover) = takeover {
-            if let Err(error) = takeover.serving().await {
-                // We have the sockets and serve; at worst both do.
-                tracing::error!(%error, "the gateway before did not end its part");
-            }
+        if let Some(takeover) = takeover
+            && let Err(error) = takeover.serving().await
+        {
+            // We have the sockets and serve; at worst both do.
+            tracing::error!(%error, "the gateway before did not end its part");
         }
         tokio::spawn(keep::keep(shared.clone(), config.routes_file()));
         tokio::spawn(tidy(shared.clone(), tls.clone()));

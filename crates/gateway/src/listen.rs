@@ -17,6 +17,7 @@ use futures_util::FutureExt;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
@@ -30,6 +31,9 @@ use crate::wire::{Turn, Wire};
 
 /// Connections that wait in the kernel's queue.
 const BACKLOG: u32 = 4_096;
+/// How long a connection is quiet before its peer is asked for a sign of life, and how long
+/// between two questions.
+const QUIET: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(10));
 /// Pause after accept failed, for want of descriptors above all.
 const ACCEPT_PACE: Duration = Duration::from_millis(50);
 /// What an HTTP/2 connection begins with (RFC 9113, 3.4).
@@ -48,10 +52,14 @@ pub(crate) struct Client {
     _presence: Presence,
 }
 
-/// Listens at `addr`.
+/// Listens at `addr`. Its connections inherit what is set here: small writes go out at once,
+/// and a peer that vanished without a word is noticed, which a quiet tunnel would not.
 pub(crate) fn bind(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
+    socket.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(QUIET.0).with_interval(QUIET.1);
+    SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
     socket.bind(addr)?;
     socket.listen(BACKLOG)?.into_std()
 }
@@ -101,8 +109,6 @@ pub(crate) async fn accept(
 async fn serve(client: Arc<Client>, stream: TcpStream, tls: Option<Arc<Tls>>) {
     let shared = client.shared.clone();
     let served = Box::pin(async {
-        // Small writes must not wait for acknowledgements; that it fails is the end anyway.
-        let _ = stream.set_nodelay(true);
         match tls {
             None => plain(client, stream).await,
             Some(tls) => encrypted(client, stream, &tls).await,
@@ -219,5 +225,23 @@ where
 fn log_end(ended: hyper::Result<()>) {
     if let Err(error) = ended {
         tracing::debug!(%error, "client connection failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_inherit_what_the_listener_has() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let listener = TcpListener::from_std(listener).unwrap();
+        let _client = TcpStream::connect(addr).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        assert!(stream.nodelay().unwrap());
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), QUIET.0);
     }
 }

@@ -1,5 +1,7 @@
 //! Requests wait for a Backend, in order and within limits, and nothing is sent twice.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use stead_core::routes::{AppRoutes, ParkPolicy, ToServe};
@@ -147,4 +149,50 @@ async fn a_deleted_app_lets_its_parked_requests_go() {
     control.remove(APP).await;
     assert_eq!(client.answer().await.headers["x-stead-reason"], "gone");
     assert_eq!(client.get("/").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_place_upgrades_under_load_fail_no_request() {
+    const ROUNDS: u32 = 10;
+    let control = Control::start();
+    let mut app = TestApp::alone(1).await;
+    control.put(APP, routes([app.open()])).await;
+    let gateway = control.gateway().await;
+    let addr = gateway.http_addrs()[0];
+    let over = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let over = over.clone();
+            tokio::spawn(async move {
+                let mut client = Raw::connect(addr).await;
+                let mut served = 0_u64;
+                while !over.load(Ordering::SeqCst) {
+                    let answer = client.get("/").await;
+                    assert_eq!(answer.status, 200, "{answer:?}");
+                    served += 1;
+                }
+                served
+            })
+        })
+        .collect();
+    for round in 1..=ROUNDS {
+        app.got(50).await;
+        let generation = control.put(APP, routes([app.draining()])).await;
+        control.heard_drained(&app, generation).await;
+        until("somebody waits", || parked(&gateway) > 0).await;
+        app.kill().await; // the only one: from here to the next line the App is down
+        app = TestApp::alone(round + 1).await;
+        control.put(APP, routes([app.open()])).await;
+    }
+    over.store(true, Ordering::SeqCst);
+    let mut served = 0;
+    for client in clients {
+        served += within(client).await.unwrap();
+    }
+    let report = gateway.report().apps[0].clone();
+    assert_eq!((report.received, report.unsent.total()), (served, 0));
+    assert_eq!(report.releases.len(), ROUNDS as usize + 1);
+    for release in report.releases {
+        assert_eq!(release.outcomes.completed, release.received - release.moved);
+    }
 }
