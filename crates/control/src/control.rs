@@ -122,7 +122,7 @@ impl GatewayNews for News {
 }
 
 impl Control {
-    /// Opens the state, and begins to listen for gateways. Needs a tokio runtime.
+    /// Opens the state; nothing is listened on before [`Control::run`]. Needs a tokio runtime.
     ///
     /// # Errors
     /// See [`ControlError`]. What is on disk is not changed by a failure.

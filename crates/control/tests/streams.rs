@@ -17,7 +17,7 @@ use support::{PATIENCE, Platform, app_path};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 async fn with_web() -> (tempfile::TempDir, Platform) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a folder for temporary files");
     let platform = Platform::start(dir.path(), &SimMachine::new()).await;
     let client = platform.client();
     client.ended(client.deploy("web", json!({"source": "sim/ready:1"})).await).await;

@@ -12,6 +12,12 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::*;
 
+/// A folder in memory, where there is one: processes die here, not machines.
+fn folder() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+}
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A `serve` with a runtime of its own, whose end ends everything it did.
@@ -111,7 +117,7 @@ async fn death_at_every_commit_is_survived() {
     let mut whole = false;
     for commits in 1.. {
         assert!(commits < 200, "the story has an end");
-        let dir = tempfile::tempdir().unwrap();
+        let dir = folder();
         let machine = SimMachine::with_seed(7);
         let mortal = Running::start(dir.path(), &machine, commits).await;
         tokio::select! {
@@ -144,7 +150,7 @@ async fn death_at_every_commit_is_survived() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_serve_never_shows_an_emptier_table() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = folder();
     let machine = SimMachine::with_seed(7);
     let first = Running::start(dir.path(), &machine, i64::MAX).await;
     let manifest = json!({"app": "web", "source": "sim/ready:1", "instances": 5});
@@ -186,4 +192,29 @@ impl Running {
         };
         tokio::time::timeout(PATIENCE, look).await.expect("a table is sent")
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_app_takes_no_other_down() {
+    let dir = folder();
+    let machine = SimMachine::with_seed(7);
+    let first = Running::start(dir.path(), &machine, i64::MAX).await;
+    let manifest = json!({"app": "web", "source": "sim/ready:1", "instances": 2});
+    assert_eq!(first.ask("POST", "/deploy", json!({"manifest": manifest})).await, Some(202));
+    let settled = |app: Option<&App>| app.is_some_and(|app| app.active().is_none());
+    tokio::time::timeout(PATIENCE, first.until(settled)).await.unwrap();
+    first.kill().await;
+    let state = rusqlite::Connection::open(dir.path().join("data/state.db")).unwrap();
+    let spoil = "INSERT INTO document VALUES ('app', 'default/ruin', 1, '{}');
+                 UPDATE document SET json = '[' WHERE kind = 'ledger' OR key = 'epoch'";
+    state.execute_batch(spoil).unwrap();
+    drop(state);
+
+    let next = Running::start(dir.path(), &machine, i64::MAX).await;
+    assert_eq!(next.first_table().await.apps.len(), 1, "the ruined one delays nobody");
+    assert_eq!(next.ask("POST", "/restart", json!({})).await, Some(202));
+    tokio::time::timeout(PATIENCE, next.until(settled)).await.unwrap();
+    let damaged = next.store.list::<App>("").unwrap().damaged;
+    assert_eq!(damaged.iter().map(|d| d.key.as_str()).collect::<Vec<_>>(), ["default/ruin"]);
+    next.kill().await;
 }

@@ -22,7 +22,7 @@ fn report(started: u64, completed: u64, in_flight: u64, unsent: u64) -> Report {
             releases: vec![ReleaseReport {
                 release: ReleaseNo(1),
                 received: completed + in_flight + 3,
-                parked: 0,
+                parked: completed / 5,
                 moved: 3,
                 in_flight,
                 outcomes: Outcomes { completed, ..Outcomes::default() },
@@ -71,6 +71,7 @@ async fn differences_add_up_over_gateways_and_restarts_of_serve() {
     ledgers.report(me, report(7, 20, 0, 4));
     let ledger = only(&ledgers);
     assert_eq!((ledger.received, ledger.completed, ledger.in_flight), (30, 25, 1));
+    assert_eq!(ledger.parked, 5);
     assert_eq!(ledger.failed["park_timeout"], 4);
     assert!(ledger.balances(), "{ledger:?}");
 }

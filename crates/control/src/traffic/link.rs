@@ -28,6 +28,12 @@ pub(super) fn bind(path: &Path) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Whether the other end is run by root or by the user of this process.
+fn is_ours(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+}
+
 impl Publisher {
     /// Makes the socket at `path` and talks to every gateway that connects, until dropped.
     pub(crate) fn listen(
@@ -40,6 +46,9 @@ impl Publisher {
             let mut conversations = tokio::task::JoinSet::new();
             loop {
                 match listener.accept().await {
+                    Ok((stream, _)) if !is_ours(&stream) => {
+                        tracing::warn!("a process of another user connected to the gateway link");
+                    }
                     Ok((stream, _)) => {
                         let publisher = Arc::clone(&publisher);
                         conversations.spawn(async move { publisher.converse(stream).await });
