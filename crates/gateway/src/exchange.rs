@@ -36,12 +36,11 @@ impl Exchange {
     pub(crate) fn arrived(
         shared: Arc<Shared>,
         app: Arc<App>,
-        mut record: Record,
+        record: Record,
         arrived: Instant,
         upload: Option<Arc<UploadWatch>>,
     ) -> Box<Self> {
         app.counters.arrived();
-        record.app = Some(app.key.clone());
         Box::new(Self {
             shared,
             app,
@@ -132,6 +131,7 @@ impl Exchange {
         self.app.counters.ended(release.map(|backend| &*backend.counters), outcome);
         self.shared.log.write(|| {
             let mut record = self.record.clone();
+            record.app = Some(self.app.key.clone());
             record.outcome = Some(outcome);
             record.served_by = release.map(|backend| ServedBy::new(backend));
             record.bytes_in = self.upload.as_ref().map_or(0, |upload| upload.bytes());

@@ -87,7 +87,7 @@ async fn route(client: &Arc<Client>, mut request: Request<Incoming>) -> Response
     }
 
     headers::strip_hop_by_hop(&mut parts.headers);
-    headers::set_forwarded(&mut parts.headers, client.addr, &host, client.tls);
+    headers::set_forwarded(&mut parts.headers, &client.addr_text, &host, client.tls);
     parts.headers.remove(header::EXPECT); // answered by us when the body is asked for
     if let Some((protocol, _)) = &client_upgrade {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));

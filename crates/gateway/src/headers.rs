@@ -3,8 +3,6 @@
 //! Promises: what concerns one connection only does not pass to the next (RFC 9110, 7.6.1),
 //! in neither direction; and what an App reads about its client was written by us.
 
-use std::net::IpAddr;
-
 use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
 
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -58,15 +56,14 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// Says who the client is, in the place of whatever the request said.
 pub(crate) fn set_forwarded(
     headers: &mut HeaderMap,
-    client: IpAddr,
+    client: &HeaderValue,
     host: &HeaderValue,
     tls: bool,
 ) {
     for name in CLAIMED_BY_CLIENT {
         headers.remove(name);
     }
-    let client = HeaderValue::try_from(client.to_string()).expect("an address is visible ASCII");
-    headers.insert(X_FORWARDED_FOR, client);
+    headers.insert(X_FORWARDED_FOR, client.clone());
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }));
     headers.insert(X_FORWARDED_HOST, host.clone());
 }
@@ -134,7 +131,7 @@ mod tests {
             ("x-real-ip", "6.6.6.6"),
         ]);
         let host = HeaderValue::from_static("h:8080");
-        set_forwarded(&mut headers, "10.0.0.1".parse().unwrap(), &host, false);
+        set_forwarded(&mut headers, &HeaderValue::from_static("10.0.0.1"), &host, false);
         let ours = map(&[
             ("x-forwarded-for", "10.0.0.1"),
             ("x-forwarded-proto", "http"),

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use http::HeaderValue;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -45,6 +46,8 @@ const CHEAP_HEADERS: usize = 100;
 pub(crate) struct Client {
     pub(crate) shared: Arc<Shared>,
     pub(crate) addr: IpAddr,
+    /// The same as a header's value.
+    pub(crate) addr_text: HeaderValue,
     pub(crate) tls: bool,
     pub(crate) turn: Arc<Turn>,
     _permit: OwnedSemaphorePermit,
@@ -72,9 +75,12 @@ pub(crate) async fn accept(
     presence: Presence,
 ) {
     let welcome = |stream: TcpStream, addr: SocketAddr, permit| {
+        let addr = addr.ip().to_canonical();
         let client = Arc::new(Client {
             shared: shared.clone(),
-            addr: addr.ip().to_canonical(),
+            addr,
+            addr_text: HeaderValue::try_from(addr.to_string())
+                .expect("an address is visible ASCII"),
             tls: tls.is_some(),
             turn: Arc::default(),
             _permit: permit,
