@@ -194,7 +194,7 @@ impl Reconciler {
                 let _ = passed.await;
             }
             self.publisher
-                .moved_until(|holds| {
+                .attached_until(|holds| {
                     self.board.all().iter().all(|snapshot| {
                         ready(&snapshot.seen).all(|container| holds(&snapshot.app.key, container))
                     })

@@ -212,5 +212,6 @@ impl Reconciler {
 
     fn show(&self, app: App, wanted: Wanted, seen: FleetSeen, why: String) {
         self.board.put(Snapshot { app, fleet: wanted.fleet, seen, why });
+        self.publisher.nudge();
     }
 }

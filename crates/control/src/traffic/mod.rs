@@ -133,19 +133,18 @@ impl Publisher {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `done` is true; it is asked again whenever something moved here, and at
-    /// least every 50 ms, because what else it looks at has no signal of its own.
-    pub(crate) async fn moved_until(
+    /// Waits until `done` is true of what is attached. It is asked again whenever something
+    /// moved here, and after each [`Publisher::nudge`].
+    pub(crate) async fn attached_until(
         &self,
         done: impl Fn(&dyn Fn(&AppKey, &ContainerId) -> bool) -> bool,
     ) {
-        loop {
-            let look =
-                self.until(|state| done(&|app, container| state.table.holds(app, container)));
-            if tokio::time::timeout(Duration::from_millis(50), look).await.is_ok() {
-                return;
-            }
-        }
+        self.until(|state| done(&|app, container| state.table.holds(app, container))).await;
+    }
+
+    /// What a waiting question also looks at has changed.
+    pub(crate) fn nudge(&self) {
+        self.moved.notify_waiters();
     }
 
     /// Waits until `done` is true, looking again whenever something moved.
