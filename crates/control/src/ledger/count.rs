@@ -33,12 +33,11 @@ struct Ended {
 }
 
 /// Adds to `totals` what came since `last`, and makes `report` the last. Gives the Releases
-/// whose total or gauge changed. `shown` takes what never reached a Backend; while it is not
-/// known, that waits for the next report.
+/// whose total or gauge changed. `shown` takes what never reached a Backend.
 pub(super) fn book(
     last: &mut AppCounters,
     report: &AppReport,
-    shown: Option<ReleaseNo>,
+    shown: ReleaseNo,
     totals: &mut BTreeMap<ReleaseNo, Ledger>,
 ) -> Vec<ReleaseNo> {
     let mut changed = Vec::new();
@@ -56,7 +55,7 @@ pub(super) fn book(
         changed.push(release.release);
     }
     let unsent = Ended::of(&report.unsent);
-    if let Some(shown) = shown.filter(|_| last.unsent != unsent) {
+    if last.unsent != unsent {
         let total = totals.entry(shown).or_default();
         total.received += last.unsent.difference(&unsent, total);
         last.unsent = unsent;

@@ -94,9 +94,10 @@ impl Ledgers {
         let counters =
             gateways.entry(gateway).or_insert_with(|| Counters { gateway, apps: BTreeMap::new() });
         for app in report.apps {
+            // Gone, or not known yet: what is not booked now is in the next difference.
+            let Some(shown) = shown.get(&app.app).copied() else { continue };
             let last = counters.apps.entry(app.app.clone()).or_default();
             let of_app = totals.entry(app.app.clone()).or_default();
-            let shown = shown.get(&app.app).copied();
             for number in book(last, &app, shown, of_app) {
                 changed.insert((app.app.clone(), number));
                 changed_gateways.insert(gateway);
@@ -124,7 +125,7 @@ impl Ledgers {
         books.totals.get(app).into_iter().flatten().map(view).collect()
     }
 
-    /// Forgets a deleted App. What gateways count of it is not booked again.
+    /// Forgets a deleted App. What gateways still count of it is not booked.
     pub(crate) fn forget(&self, app: &AppKey) {
         let mut books = self.lock();
         books.totals.remove(app);

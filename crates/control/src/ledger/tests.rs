@@ -66,7 +66,7 @@ async fn differences_add_up_over_gateways_and_restarts_of_serve() {
     // serve is killed and started again; the gateway counted on.
     let ledgers = Ledgers::load(&store).unwrap();
     ledgers.report(me, report(7, 20, 0, 4));
-    assert_eq!(only(&ledgers).failures(), 0, "not booked before it is known for which release");
+    assert_eq!(only(&ledgers).completed, 15, "not booked before the app is known");
     ledgers.show(&app(), ReleaseNo(1));
     ledgers.report(me, report(7, 20, 0, 4));
     let ledger = only(&ledgers);
@@ -80,6 +80,7 @@ async fn differences_add_up_over_gateways_and_restarts_of_serve() {
 async fn what_a_killed_gateway_had_under_way_was_cut() {
     let (_dir, store) = open();
     let ledgers = Ledgers::load(&store).unwrap();
+    ledgers.show(&app(), ReleaseNo(1));
     let mut child = std::process::Command::new("true").spawn().unwrap();
     ledgers.report(child.id(), report(7, 1, 2, 0));
     ledgers.persist(&store).await.unwrap();
@@ -89,4 +90,17 @@ async fn what_a_killed_gateway_had_under_way_was_cut() {
     assert_eq!((ledger.failed["cut"], ledger.in_flight), (2, 0));
     assert!(ledger.balances(), "{ledger:?}");
     assert!(store.keys(Kind::Counters, "").unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_deleted_app_leaves_nothing_behind() {
+    let (_dir, store) = open();
+    let ledgers = Ledgers::load(&store).unwrap();
+    ledgers.show(&app(), ReleaseNo(1));
+    ledgers.report(1, report(7, 10, 0, 0));
+    ledgers.forget(&app());
+    ledgers.report(1, report(7, 11, 0, 0));
+    assert_eq!(ledgers.of(&app()), []);
+    ledgers.persist(&store).await.unwrap();
+    assert!(store.keys(Kind::Ledger, "").unwrap().is_empty());
 }
