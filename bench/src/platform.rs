@@ -1,6 +1,7 @@
 //! stead, driven as the peers are: started by its command line, changed through its API, which
 //! is HTTP with JSON over a Unix socket.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
@@ -13,6 +14,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use crate::answer::PATIENCE;
+use crate::contest::Row;
 
 /// Run-time files; `/run` is ours alone in mount namespaces of our own.
 const RUN: &str = "/run/stead";
@@ -105,6 +107,16 @@ impl Platform {
             .collect()
     }
 
+    /// How long each phase of the App's last change took, in milliseconds.
+    pub(crate) fn phases(&self, app: &str) -> anyhow::Result<Vec<(String, f64)>> {
+        let path = format!("/namespaces/default/apps/{app}/waterfall");
+        let waterfall = self.ask("GET", &path, None)?;
+        let bars = waterfall["bars"].as_array().context("a waterfall without bars")?;
+        let phase =
+            |bar: &Value| Some((bar["phase"].as_str()?.to_owned(), bar["took"].as_f64()? / 1000.0));
+        Ok(bars.iter().filter_map(phase).collect())
+    }
+
     /// Where the gateway listens.
     pub(crate) fn gateway() -> SocketAddr {
         HTTP
@@ -186,5 +198,34 @@ fn unchunk(mut body: &str) -> anyhow::Result<String> {
         }
         whole.push_str(rest.get(..size).context("a cut chunk")?);
         body = rest.get(size + 2..).context("a cut chunk")?;
+    }
+}
+
+/// Phases of several changes of one App: for the note that says where the time goes.
+#[derive(Debug, Default)]
+pub(crate) struct Phases {
+    figures: BTreeMap<String, Vec<f64>>,
+}
+
+impl Phases {
+    /// Adds the App's last change.
+    pub(crate) fn collect(&mut self, platform: &Platform, app: &str) -> anyhow::Result<()> {
+        for (phase, took) in platform.phases(app)? {
+            self.figures.entry(phase).or_default().push(took);
+        }
+        Ok(())
+    }
+
+    /// The median of each phase, the longest first.
+    pub(crate) fn summary(&self) -> String {
+        let median = |figures: &Vec<f64>| Row::new("", figures.clone()).percentile(0.5);
+        let mut medians: Vec<_> = self
+            .figures
+            .iter()
+            .filter_map(|(phase, figures)| Some((phase, median(figures)?)))
+            .collect();
+        medians.sort_by(|one, other| other.1.total_cmp(&one.1));
+        let parts = medians.iter().map(|(phase, median)| format!("{phase} {median:.2}"));
+        format!("stead's phases, p50 in ms: {}", parts.collect::<Vec<_>>().join(", "))
     }
 }

@@ -1,16 +1,20 @@
 //! Goal 7: from the call that asks for a restart to the first answer of the new process.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use crate::answer::{Answer, timed, wait_for, wait_until};
 use crate::contest::{Better, Contestant, Outcome, interleave};
 use crate::goals::loopback;
 use crate::peers::{Docker, Job};
-use crate::platform::Platform;
+use crate::platform::{Phases, Platform};
 use crate::workshop::Workshop;
 
 const NAME: &str = "stead-bench-restart";
 
 pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<Vec<Outcome>> {
     let mut contestants = Vec::new();
+    let phases = Rc::new(RefCell::new(Phases::default()));
     if workshop.wants("stead") {
         let platform = workshop.platform()?;
         platform.deploy("restart", "1", 1)?;
@@ -20,7 +24,11 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
             platform.restart("restart")
         });
         // The restart before may still be tidying up.
-        stead.before(move || settled.settled("restart", 1));
+        let phases = Rc::clone(&phases);
+        stead.before(move || {
+            settled.settled("restart", 1)?;
+            phases.borrow_mut().collect(&settled, "restart")
+        });
         contestants.push(stead);
     }
     for program in workshop.wanted(["crun", "runc"]) {
@@ -55,7 +63,10 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
         unit: "ms",
         better: Better::Less,
         rows,
-        notes: vec!["crun and runc: kill, delete and run again.".to_owned()],
+        notes: vec![
+            "crun and runc: kill, delete and run again.".to_owned(),
+            phases.borrow().summary(),
+        ],
     }])
 }
 

@@ -1,19 +1,23 @@
 //! Goal 4: from the call that asks for another version to its first answer. One instance, the
 //! image already on the node.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use crate::answer::{timed, wait_for};
 use crate::contest::{Better, Contestant, Outcome, interleave};
 use crate::goals::{loopback, other};
 use crate::peers::{Docker, Job};
-use crate::platform::Platform;
+use crate::platform::{Phases, Platform};
 use crate::workshop::Workshop;
 
 const NAME: &str = "stead-bench-upgrade";
 
 pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<Vec<Outcome>> {
     let mut contestants = Vec::new();
+    let phases = Rc::new(RefCell::new(Phases::default()));
     if workshop.wants("stead") {
-        contestants.push(stead(&workshop.platform()?)?);
+        contestants.push(stead(&workshop.platform()?, Rc::clone(&phases))?);
     }
     for program in workshop.wanted(["crun", "runc"]) {
         contestants.push(low_level(workshop, program)?);
@@ -49,11 +53,12 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
         notes: vec![
             "stead: API call over the Unix socket, answers through the gateway.".to_owned(),
             "crun and runc share the host's network; podman and docker publish a port.".to_owned(),
+            phases.borrow().summary(),
         ],
     }])
 }
 
-fn stead(platform: &Platform) -> anyhow::Result<Contestant<'static>> {
+fn stead(platform: &Platform, phases: Rc<RefCell<Phases>>) -> anyhow::Result<Contestant<'static>> {
     let platform = platform.clone();
     let host = Platform::host("upgrade");
     platform.deploy("upgrade", "1", 1)?;
@@ -65,7 +70,10 @@ fn stead(platform: &Platform) -> anyhow::Result<Contestant<'static>> {
         wait_for(Platform::gateway(), &host, version).map(drop)
     });
     // The release before may still be tidying up.
-    contestant.before(move || settled.settled("upgrade", 1));
+    contestant.before(move || {
+        settled.settled("upgrade", 1)?;
+        phases.borrow_mut().collect(&settled, "upgrade")
+    });
     Ok(contestant)
 }
 
