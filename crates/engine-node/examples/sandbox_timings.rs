@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use stead_engine_node::sandbox::{
-    ContainerSpec, ExecSpec, Host, HostConfig, Resources, Sandbox, SandboxError, SandboxSpec,
+    ContainerSpec, ExecSpec, Host, HostConfig, Resources, Sandbox, SandboxError, SandboxSpec, Timings,
 };
 
 const GRACE: Duration = Duration::from_secs(5);
@@ -40,6 +40,7 @@ async fn measure(rounds: usize) -> Result<(), Box<dyn std::error::Error>> {
 async fn all(host: &Host, folder: &Path, rounds: usize) -> Result<(), Box<dyn std::error::Error>> {
     let (mut pooled, mut unpooled) = (Vec::new(), Vec::new());
     let (mut prepare, mut start, mut remove) = (Vec::new(), Vec::new(), Vec::new());
+    let mut phases = Vec::new();
     for round in 0..rounds {
         while host.pooled() < 4 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -49,7 +50,8 @@ async fn all(host: &Host, folder: &Path, rounds: usize) -> Result<(), Box<dyn st
         let sandbox = host.create(spec(&id)).await?;
         pooled.push(begun.elapsed());
         let (prepared, started) = begin(&sandbox, folder, "main").await?;
-        prepare.push(prepared);
+        prepare.push(prepared.total);
+        phases.push(prepared);
         start.push(started);
         let begun = Instant::now();
         host.remove(&id).await?;
@@ -87,6 +89,10 @@ async fn all(host: &Host, folder: &Path, rounds: usize) -> Result<(), Box<dyn st
         ("create from the pool", pooled),
         ("create without the pool", unpooled),
         ("prepare", prepare),
+        ("  folders", phases.iter().map(|phase| phase.folders).collect()),
+        ("  root", phases.iter().map(|phase| phase.root).collect()),
+        ("  volumes", phases.iter().map(|phase| phase.volumes).collect()),
+        ("  process", phases.iter().map(|phase| phase.process).collect()),
         ("start", start),
         ("stop old, start new", swap),
         ("exec of true", exec),
@@ -101,10 +107,8 @@ async fn begin(
     sandbox: &Sandbox,
     folder: &Path,
     id: &str,
-) -> Result<(Duration, Duration), SandboxError> {
-    let begun = Instant::now();
-    sandbox.prepare(container(folder, id)).await?;
-    let prepared = begun.elapsed();
+) -> Result<(Timings, Duration), SandboxError> {
+    let prepared = sandbox.prepare(container(folder, id)).await?;
     let begun = Instant::now();
     sandbox.start(id).await?;
     Ok((prepared, begun.elapsed()))

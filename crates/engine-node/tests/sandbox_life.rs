@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use sandbox_harness::{Platform, shell};
 use stead_engine_node::sandbox::{
-    ContainerSpec, ExecSpec, FileMount, Resources, RunRefusal, SandboxError, Status, TmpfsMount, ViewState,
-    VolumeMount,
+    ContainerSpec, ExecSpec, FileMount, Resources, RunRefusal, SandboxError, Status, TmpfsMount,
+    ViewState, VolumeMount,
 };
 
 const GRACE: Duration = Duration::from_secs(10);
@@ -18,7 +18,8 @@ async fn a_program_runs_when_its_gate_opens_and_its_code_is_told() {
     let all = Platform::open("life1", 0).await;
     let sandbox = all.sandbox("a").await;
     let mut events = all.host().events();
-    let timings = sandbox.prepare(all.container("one", &shell("echo begun; exit 7"))).await.unwrap();
+    let timings =
+        sandbox.prepare(all.container("one", &shell("echo begun; exit 7"))).await.unwrap();
     assert!(timings.total > Duration::ZERO);
     assert_eq!(sandbox.containers()[0].state, ViewState::Prepared);
     assert_eq!(all.log("one"), "", "nothing runs before the gate opens");
@@ -78,7 +79,8 @@ async fn what_cannot_be_run_is_told_with_its_reason() {
         }
         sandbox.discard(id).await.unwrap();
     }
-    let bad = ContainerSpec { layers: vec!["/no/such/layer".into()], ..all.container("x", &shell("")) };
+    let bad =
+        ContainerSpec { layers: vec!["/no/such/layer".into()], ..all.container("x", &shell("")) };
     let error = sandbox.prepare(bad).await.unwrap_err();
     assert!(error.to_string().contains("/no/such/layer"), "{error}");
     // Nothing of it is left in the way.
@@ -190,9 +192,13 @@ async fn a_user_without_privileges_has_no_capabilities() {
     };
     all.run(&sandbox, spec).await;
     let log = all.log("one");
-    for expected in
-        ["uid=33 gid=34 groups=35", "CapEff:\t0000000000000000", "stderr F note", "/made/for/me", "refused"]
-    {
+    for expected in [
+        "uid=33 gid=34 groups=35",
+        "CapEff:\t0000000000000000",
+        "stderr F note",
+        "/made/for/me",
+        "refused",
+    ] {
         assert!(log.contains(expected), "{expected:?} in {log}");
     }
     all.close().await;
@@ -221,7 +227,11 @@ async fn volumes_files_and_scratch_are_where_they_were_asked_for() {
             VolumeMount { host: volume.clone(), mount: "/escape/x".into(), read_only: false },
         ],
         files: vec![
-            FileMount { path: "/etc/app/config".into(), content: b"secret\n".to_vec(), mode: 0o400 },
+            FileMount {
+                path: "/etc/app/config".into(),
+                content: b"secret\n".to_vec(),
+                mode: 0o400,
+            },
             FileMount { path: "/link/through".into(), content: b"linked\n".to_vec(), mode: 0o444 },
         ],
         tmpfs: vec![TmpfsMount { mount: "/scratch".into(), bytes: 1 << 20 }],
@@ -263,19 +273,14 @@ async fn too_much_memory_ends_a_container_and_is_told() {
 async fn limits_hold_and_change_in_place() {
     let all = Platform::open("life10", 0).await;
     let sandbox = all.sandbox("a").await;
-    let resources = Resources {
-        cpu_millis: Some(100),
-        memory_bytes: Some(64 << 20),
-        pids: Some(8),
-    };
+    let resources =
+        Resources { cpu_millis: Some(100), memory_bytes: Some(64 << 20), pids: Some(8) };
     let script = "(for n in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1000 & done) 2>/dev/null; \
                   while :; do :; done";
     let spec = ContainerSpec { resources, ..all.container("one", &shell(script)) };
     all.start(&sandbox, spec).await;
-    all.until("the pids limit is reached", async || {
-        sandbox.usage("one").await.unwrap().pids >= 7
-    })
-    .await;
+    all.until("the pids limit is reached", async || sandbox.usage("one").await.unwrap().pids >= 7)
+        .await;
     assert!(sandbox.usage("one").await.unwrap().pids <= 8);
     let before = sandbox.usage("one").await.unwrap();
     assert!(before.memory > 0);
@@ -291,14 +296,22 @@ async fn limits_hold_and_change_in_place() {
     sandbox.update_resources("one", &roomy).await.unwrap();
     // Visible inside, as a JVM would look for it.
     let seen = all
-        .output(&sandbox, "one", "cat /sys/fs/cgroup/memory/memory.limit_in_bytes || cat /sys/fs/cgroup/memory.max")
+        .output(
+            &sandbox,
+            "one",
+            "cat /sys/fs/cgroup/memory/memory.limit_in_bytes || cat /sys/fs/cgroup/memory.max",
+        )
         .await;
     assert!(seen.0 == 0 && seen.1.trim() == (64 << 20).to_string(), "{seen:?}");
 
     let more = Resources { memory_bytes: Some(128 << 20), ..roomy };
     sandbox.update_resources("one", &more).await.unwrap();
     let seen = all
-        .output(&sandbox, "one", "cat /sys/fs/cgroup/memory/memory.limit_in_bytes || cat /sys/fs/cgroup/memory.max")
+        .output(
+            &sandbox,
+            "one",
+            "cat /sys/fs/cgroup/memory/memory.limit_in_bytes || cat /sys/fs/cgroup/memory.max",
+        )
         .await;
     assert_eq!(seen.1.trim(), (128 << 20).to_string());
 
@@ -325,13 +338,20 @@ async fn layers_lie_over_each_other() {
     let upper = all.folder().join("upper-layer");
     std::fs::create_dir_all(upper.join("etc")).unwrap();
     std::fs::write(upper.join("etc/data"), "from above\n").unwrap();
-    let mut spec = all.container("one", &shell("cat /etc/data; ls -ln /etc/data; chown 5 /etc/data; ls -ln /etc/data"));
+    let mut spec = all.container(
+        "one",
+        &shell("cat /etc/data; ls -ln /etc/data; chown 5 /etc/data; ls -ln /etc/data"),
+    );
     spec.layers.push(upper.clone());
     all.run(&sandbox, spec).await;
     let log = all.log("one");
     assert!(log.contains("from above"), "{log}");
     assert!(log.contains(" 0        0 "), "owned by root inside: {log}");
     assert!(log.contains(" 5        0 "), "can be given away inside: {log}");
-    assert_eq!(std::fs::metadata(upper.join("etc/data")).unwrap().uid(), 0, "the layer is untouched");
+    assert_eq!(
+        std::fs::metadata(upper.join("etc/data")).unwrap().uid(),
+        0,
+        "the layer is untouched"
+    );
     all.close().await;
 }

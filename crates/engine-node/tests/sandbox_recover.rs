@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use sandbox_harness::{PATIENCE, Platform, processes, sandbox_spec, shell};
-use stead_engine_node::sandbox::{Host, HostConfig, SandboxEvent, SandboxError, Status, ViewState};
+use stead_engine_node::sandbox::{Host, HostConfig, SandboxError, SandboxEvent, Status, ViewState};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_runs_goes_on_and_what_ended_meanwhile_is_told() {
@@ -102,9 +102,8 @@ async fn containers_outlive_a_serve_killed_in_cold_blood() {
         .spawn()
         .unwrap();
     let lines = BufReader::new(serve.stdout.take().unwrap()).lines();
-    let ip = lines
-        .map_while(Result::ok)
-        .find_map(|line| line.strip_prefix("READY ").map(str::to_owned));
+    let ip =
+        lines.map_while(Result::ok).find_map(|line| line.strip_prefix("READY ").map(str::to_owned));
     serve.kill().unwrap();
     serve.wait().unwrap();
     let ip = ip.expect("it was ready");

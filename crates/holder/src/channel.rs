@@ -81,12 +81,7 @@ pub fn send(
 pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     // SAFETY: a null buffer of length zero is allowed with MSG_PEEK | MSG_TRUNC.
     let length = unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            std::ptr::null_mut(),
-            0,
-            libc::MSG_PEEK | libc::MSG_TRUNC,
-        )
+        libc::recv(socket.as_raw_fd(), std::ptr::null_mut(), 0, libc::MSG_PEEK | libc::MSG_TRUNC)
     };
     if length < 0 {
         return Err(io::Error::last_os_error());
@@ -103,13 +98,11 @@ pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<OwnedF
         header.msg_iovlen = 1;
         header.msg_control = control.as_mut_ptr().cast();
         header.msg_controllen = size_of_val(&control) as _;
-        let received =
-            libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC);
+        let received = libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC);
         if received >= 0 {
             let mut entry = libc::CMSG_FIRSTHDR(&raw const header);
             while !entry.is_null() {
-                if (*entry).cmsg_level == libc::SOL_SOCKET
-                    && (*entry).cmsg_type == libc::SCM_RIGHTS
+                if (*entry).cmsg_level == libc::SOL_SOCKET && (*entry).cmsg_type == libc::SCM_RIGHTS
                 {
                     let bytes = (*entry).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
                     let data: *const RawFd = libc::CMSG_DATA(entry).cast();

@@ -69,8 +69,7 @@ fn enter(plan: &Plan<'_>) -> Outcome<i32> {
     sys::join(namespaces.ipc.as_fd(), libc::CLONE_NEWIPC).step(Step::Join)?;
     sys::join(namespaces.uts.as_fd(), libc::CLONE_NEWUTS).step(Step::Join)?;
     sys::set_ids(0, 0, &[]).step(Step::Identity)?;
-    let kinds =
-        libc::CLONE_PARENT | libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP;
+    let kinds = libc::CLONE_PARENT | libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP;
     sys::clone(kinds, None).step(Step::Clone)
 }
 
@@ -102,8 +101,7 @@ fn assemble(plan: &Plan<'_>) -> Outcome<()> {
     let quiet = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
     let proc = fresh(c"proc", &[], quiet).step(Step::Proc)?;
     let sysfs = fresh(c"sysfs", &[], quiet | libc::MOUNT_ATTR_RDONLY).step(Step::Sys)?;
-    let cgroup =
-        fresh(c"cgroup2", &[], quiet | libc::MOUNT_ATTR_RDONLY).step(Step::CgroupView)?;
+    let cgroup = fresh(c"cgroup2", &[], quiet | libc::MOUNT_ATTR_RDONLY).step(Step::CgroupView)?;
 
     // Any folder serves as a foothold: this mount namespace is ours alone.
     let foothold = sys::open(c"/proc", libc::O_PATH).step(Step::Root)?;
@@ -205,9 +203,7 @@ fn mask() -> io::Result<()> {
         let empty = || fresh(c"tmpfs", &[(c"size", c"4k")], libc::MOUNT_ATTR_RDONLY);
         unless_missing(cover(folder, empty))?;
     }
-    for path in
-        [c"/proc/bus", c"/proc/fs", c"/proc/irq", c"/proc/sys", c"/proc/sysrq-trigger"]
-    {
+    for path in [c"/proc/bus", c"/proc/fs", c"/proc/irq", c"/proc/sys", c"/proc/sysrq-trigger"] {
         unless_missing(cover(path, || {
             let copy = sys::open_tree(path, true)?;
             sys::set_mount(copy.as_fd(), libc::MOUNT_ATTR_RDONLY, None, true)?;

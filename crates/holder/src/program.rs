@@ -131,7 +131,11 @@ impl Filter {
 pub(crate) enum Stdio<'a> {
     Files([RawFd; 3]),
     /// A new terminal, whose master end is sent through the socket.
-    Terminal { rows: u16, columns: u16, to: BorrowedFd<'a> },
+    Terminal {
+        rows: u16,
+        columns: u16,
+        to: BorrowedFd<'a>,
+    },
 }
 
 /// Everything [`become_program`] needs.

@@ -103,9 +103,8 @@ pub(crate) fn chown_descriptor(descriptor: BorrowedFd<'_>, uid: u32, gid: u32) -
 pub(crate) fn read(descriptor: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         // SAFETY: the buffer is live and as long as stated.
-        let got = unsafe {
-            libc::read(descriptor.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len())
-        };
+        let got =
+            unsafe { libc::read(descriptor.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
         match check(got as c_long) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => return other.map(|n| n as usize),
@@ -121,8 +120,7 @@ pub(crate) fn write(descriptor: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usiz
 
 /// Waits until a descriptor is readable or closed. `false` when the time is over.
 pub(crate) fn wait_readable(descriptor: BorrowedFd<'_>, milliseconds: c_int) -> io::Result<bool> {
-    let mut poll =
-        libc::pollfd { fd: descriptor.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut poll = libc::pollfd { fd: descriptor.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     loop {
         // SAFETY: one live entry.
         match check_int(unsafe { libc::poll(&raw mut poll, 1, milliseconds) }) {
@@ -175,10 +173,12 @@ pub(crate) fn listen(name: &CStr) -> io::Result<OwnedFd> {
 pub(crate) fn accept(listener: BorrowedFd<'_>) -> Option<OwnedFd> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no address is asked for.
-    owned(unsafe {
-        libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags)
-    }
-    .into())
+    owned(
+        unsafe {
+            libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags)
+        }
+        .into(),
+    )
     .ok()
 }
 
@@ -189,11 +189,7 @@ pub(crate) fn open(path: &CStr, flags: c_int) -> io::Result<OwnedFd> {
 
 /// Opens `path` with `root` as its root, through symbolic links but not through the magic ones of
 /// proc, which lead out of any root.
-pub(crate) fn open_in_root(
-    root: BorrowedFd<'_>,
-    path: &CStr,
-    flags: c_int,
-) -> io::Result<OwnedFd> {
+pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &CStr, flags: c_int) -> io::Result<OwnedFd> {
     // SAFETY: all-zero is a valid open_how.
     let mut how: libc::open_how = unsafe { zeroed() };
     how.flags = (flags | libc::O_CLOEXEC) as u64;
@@ -281,10 +277,8 @@ fn fs_config(
     let key = key.map_or(null(), CStr::as_ptr);
     let value = value.map_or(null(), CStr::as_ptr);
     // SAFETY: both texts are terminated or null, as the command wants.
-    check(unsafe {
-        libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, key, value, number)
-    })
-    .map(drop)
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, key, value, number) })
+        .map(drop)
 }
 
 pub(crate) fn fs_flag(fs: BorrowedFd<'_>, key: &CStr) -> io::Result<()> {

@@ -225,18 +225,13 @@ fn queue_address(socket: &mut Socket, index: i32, ip: Ipv4Addr) {
 
 /// A route to one address through a link. Replaces what a dying link of the same address left.
 fn queue_route(socket: &mut Socket, ip: Ipv4Addr, index: i32, source: Option<Ipv4Addr>) {
-    socket.queue(
-        libc::RTM_NEWROUTE,
-        REPLACE,
-        &route_header(32, libc::RT_SCOPE_LINK),
-        |to| {
-            attribute(to, libc::RTA_DST, &ip.octets());
-            attribute(to, libc::RTA_OIF, &index.to_ne_bytes());
-            if let Some(source) = source {
-                attribute(to, libc::RTA_PREFSRC, &source.octets());
-            }
-        },
-    );
+    socket.queue(libc::RTM_NEWROUTE, REPLACE, &route_header(32, libc::RT_SCOPE_LINK), |to| {
+        attribute(to, libc::RTA_DST, &ip.octets());
+        attribute(to, libc::RTA_OIF, &index.to_ne_bytes());
+        if let Some(source) = source {
+            attribute(to, libc::RTA_PREFSRC, &source.octets());
+        }
+    });
 }
 
 fn queue_default_route(socket: &mut Socket, index: i32) {

@@ -76,9 +76,10 @@ impl Network {
     pub(crate) fn choose(wanted: Ipv4Addr) -> io::Result<Ipv4Addr> {
         let mut host = Socket::open(libc::NETLINK_ROUTE)?;
         let [a, b, ..] = wanted.octets();
-        for candidate in [wanted].into_iter().chain(
-            (b.saturating_add(1)..=127).map(|second| Ipv4Addr::new(a, second, 0, 0)),
-        ) {
+        for candidate in [wanted]
+            .into_iter()
+            .chain((b.saturating_add(1)..=127).map(|second| Ipv4Addr::new(a, second, 0, 0)))
+        {
             if !links::is_taken(&mut host, candidate)? {
                 return Ok(candidate);
             }
@@ -158,8 +159,7 @@ impl Network {
         let ip = self.ip(index);
         let veth = Veth { name: self.link_name(index, slot), ip, slot };
         let mut inner = Socket::adopt(routing);
-        let link =
-            links::connect(&mut host, &mut inner, &veth, netns, self.gateway, self.group)?;
+        let link = links::connect(&mut host, &mut inner, &veth, netns, self.gateway, self.group)?;
         Ok(Connection { index, ip, link })
     }
 
@@ -226,9 +226,9 @@ impl Network {
 /// The link group of a platform; the next number is for links about to be deleted. FNV-1a of the
 /// name, so that two platforms do not share one.
 fn group(name: &str) -> u32 {
-    let hash = name.bytes().fold(0x811c_9dc5u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
+    let hash = name
+        .bytes()
+        .fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     hash & 0x7fff_fffe | 2
 }
 

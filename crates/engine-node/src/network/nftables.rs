@@ -116,12 +116,18 @@ pub(crate) fn install(
     };
     let [a, b] = ours(12, true);
     let [c, d] = ours(16, false);
-    batch.rule("post", [meta(META_NFPROTO, R0), compare(R0, true, vec![2]), a, b, c, d, masquerade()]);
+    batch.rule(
+        "post",
+        [meta(META_NFPROTO, R0), compare(R0, true, vec![2]), a, b, c, d, masquerade()],
+    );
 
     batch.rule("forward", established_accept());
     batch.rule("forward", [in_group(META_IIF_GROUP, rules.group), vec![jump("outbound")]].concat());
     // Not from a Sandbox, not an answer: nobody outside has business with a Sandbox's address.
-    batch.rule("forward", [in_group(META_OIF_GROUP, rules.group), vec![verdict(DROP, None)]].concat());
+    batch.rule(
+        "forward",
+        [in_group(META_OIF_GROUP, rules.group), vec![verdict(DROP, None)]].concat(),
+    );
 
     batch.rule("outbound", [mark_namespace(), vec![jump("known")]].concat());
     batch.rule("outbound", [verdict(DROP, None)]);
@@ -138,10 +144,7 @@ pub(crate) fn install(
     batch.rule("known", [a, b, verdict(DROP, None)]);
     let link_local = compare(R0, true, vec![169, 254]);
     batch.rule("known", [load(Base::Network, 16, 2, R0), link_local, verdict(DROP, None)]);
-    batch.rule(
-        "known",
-        [immediate(R0, &[0; 4]), set_meta(META_MARK, R0), verdict(ACCEPT, None)],
-    );
+    batch.rule("known", [immediate(R0, &[0; 4]), set_meta(META_MARK, R0), verdict(ACCEPT, None)]);
 
     batch.rule("input", [in_group(META_IIF_GROUP, rules.group), vec![jump("to_host")]].concat());
     batch.rule("to_host", established_accept());

@@ -37,8 +37,7 @@ pub(crate) fn install_as(
     // Two processes may do this at once: each writes its own file, and either rename will do.
     let fresh = folder.join(format!(".{name}-{}", std::process::id()));
     let _ = fs::remove_file(&fresh);
-    let mut file =
-        fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
     file.write_all(content)?;
     file.sync_all()?;
     drop(file);

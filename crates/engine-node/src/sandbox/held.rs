@@ -328,11 +328,7 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError::CannotRun`]; [`SandboxError::WrongState`] if the Container does not run or
     /// is frozen; [`SandboxError::Step`] if its limit of processes is reached.
-    pub async fn exec(
-        &self,
-        container: &str,
-        spec: ExecSpec,
-    ) -> Result<ExecHandle, SandboxError> {
+    pub async fn exec(&self, container: &str, spec: ExecSpec) -> Result<ExecHandle, SandboxError> {
         self.state(container)?;
         if self.group(container).is_frozen().unwrap_or(false) {
             // It would be born frozen.
@@ -518,9 +514,7 @@ impl Plan {
             let folder = self.upper.join(folder);
             fs::create_dir_all(&folder)
                 .and_then(|()| chown(&folder, Some(self.owner), Some(self.owner)))
-                .and_then(|()| {
-                    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))
-                })
+                .and_then(|()| fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)))
                 .map_err(SandboxError::step(layer()))?;
         }
         if let Some(folder) = spec.log.parent() {

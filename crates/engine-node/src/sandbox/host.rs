@@ -153,10 +153,10 @@ impl Host {
             fs::create_dir_all(folder).map_err(unfit("folders"))?;
         }
         let restarted = recover::is_new_boot(&config.run_dir).map_err(unfit("boot id"))?;
-        let subnet = recover::subnet(&config.run_dir, config.subnet, restarted)
-            .map_err(unfit("network"))?;
-        let network = Network::open(&config.name, subnet, &config.host_ports)
-            .map_err(unfit("network"))?;
+        let subnet =
+            recover::subnet(&config.run_dir, config.subnet, restarted).map_err(unfit("network"))?;
+        let network =
+            Network::open(&config.name, subnet, &config.host_ports).map_err(unfit("network"))?;
         let cgroups = Cgroups::open(&config.name).map_err(unfit("control groups"))?;
         let programs = config.data_dir.join("bin");
         let holder = binary::install(&programs).map_err(unfit("holder"))?;

@@ -124,30 +124,34 @@ async fn spawn(
     folder: &Path,
     socket: OwnedFd,
 ) -> io::Result<tokio::process::Child> {
-    let begun = Instant::now();
-    loop {
-        let spawned = Command::new(program)
-            .arg0("stead-holder")
-            .arg(index.0.to_string())
-            .env_clear()
-            .env("STEAD_FOLDER", folder)
-            .env("STEAD_FIRST_ID", first_user(index).to_string())
-            .stdin(Stdio::from(socket.try_clone()?))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        match spawned {
-            // A process that was being started while the program was written holds it open
-            // for writing for a moment longer.
-            Err(error)
-                if error.kind() == io::ErrorKind::ExecutableFileBusy
-                    && begun.elapsed() < PATIENCE =>
-            {
-                tokio::time::sleep(Duration::from_millis(1)).await;
+    let mut command = Command::new(program);
+    command
+        .arg0("stead-holder")
+        .arg(index.0.to_string())
+        .env_clear()
+        .env("STEAD_FOLDER", folder)
+        .env("STEAD_FIRST_ID", first_user(index).to_string())
+        .stdin(Stdio::from(socket))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // The caller stands still until the program has been loaded.
+    let spawning = tokio::task::spawn_blocking(move || {
+        let begun = Instant::now();
+        loop {
+            match command.spawn() {
+                // A process that was being started while the program was written holds it open
+                // for writing for a moment longer.
+                Err(error)
+                    if error.kind() == io::ErrorKind::ExecutableFileBusy
+                        && begun.elapsed() < PATIENCE =>
+                {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                other => return other,
             }
-            other => return other,
         }
-    }
+    });
+    spawning.await.map_err(io::Error::other)?
 }
 
 async fn connect(

@@ -86,8 +86,8 @@ impl Link {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Reply, Gone> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let request = serde_json::to_vec(&Request { id, command })
-            .expect("the messages have text keys only");
+        let request =
+            serde_json::to_vec(&Request { id, command }).expect("the messages have text keys only");
         let (sender, answer) = oneshot::channel();
         self.with_waiting(|waiting| waiting.insert(id, sender)).ok_or(Gone)?;
         let sent = loop {
@@ -207,8 +207,7 @@ pub(crate) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 fn seqpacket_connect(path: &str) -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the descriptor is new and ours.
     let socket = unsafe {
-        let socket =
-            libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0);
+        let socket = libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0);
         if socket < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -225,7 +224,6 @@ fn seqpacket_connect(path: &str) -> io::Result<OwnedFd> {
     }
     let length = size_of::<libc::sockaddr_un>() as libc::socklen_t;
     // SAFETY: the address is live, terminated and as long as stated.
-    let done =
-        unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    let done = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
 }

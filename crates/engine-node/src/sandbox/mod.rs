@@ -11,13 +11,13 @@
 
 mod binary;
 mod error;
+mod held;
 mod host;
 mod identity;
 mod launch;
 mod link;
 mod pool;
 mod recover;
-mod held;
 mod seccomp;
 mod spec;
 mod trash;

@@ -37,7 +37,12 @@ impl Pool {
     /// With those that were found again.
     pub(crate) fn new(size: usize, ready: VecDeque<Held>) -> Arc<Self> {
         let state = State { ready, ..State::default() };
-        Arc::new(Self { size, state: Mutex::new(state), taken: Notify::new(), landed: Notify::new() })
+        Arc::new(Self {
+            size,
+            state: Mutex::new(state),
+            taken: Notify::new(),
+            landed: Notify::new(),
+        })
     }
 
     /// One that is ready: the one with the address wanted if an address is wanted.

@@ -136,12 +136,9 @@ fn leaf(fate: Fate) -> Vec<Instruction> {
         Fate::Allow => vec![give(ALLOW)],
         Fate::Refuse => vec![refused],
         Fate::Missing => vec![give(ERRNO | libc::ENOSYS as u32)],
-        Fate::Clone => vec![
-            load(FIRST_ARGUMENT),
-            test(ANY_BIT, NEW_NAMESPACES, 0, 1),
-            refused,
-            give(ALLOW),
-        ],
+        Fate::Clone => {
+            vec![load(FIRST_ARGUMENT), test(ANY_BIT, NEW_NAMESPACES, 0, 1), refused, give(ALLOW)]
+        }
         Fate::Socket => vec![
             load(FIRST_ARGUMENT),
             test(EQUAL, libc::AF_VSOCK as u32, 0, 1),

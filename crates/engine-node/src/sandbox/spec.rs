@@ -181,9 +181,7 @@ impl SandboxSpec {
         if self.id.is_empty() {
             return Err(SandboxError::BadSpec("a sandbox needs an id".into()));
         }
-        if self.hostname.is_empty()
-            || self.hostname.len() > 64
-            || !self.hostname.chars().all(name)
+        if self.hostname.is_empty() || self.hostname.len() > 64 || !self.hostname.chars().all(name)
         {
             return Err(SandboxError::BadSpec(format!(
                 "{:?} is no host name: expected up to 64 letters, digits, dots and hyphens",
@@ -225,7 +223,9 @@ impl ContainerSpec {
                 || inner.is_empty()
                 || inner.split('/').any(|part| part == "..")
             {
-                return bad(format!("{target:?} is no place for a mount: expected a path like /data"));
+                return bad(format!(
+                    "{target:?} is no place for a mount: expected a path like /data"
+                ));
             }
         }
         for id in [self.uid, self.gid].iter().chain(&self.groups) {
@@ -269,7 +269,9 @@ mod tests {
             assert!(ContainerSpec { volumes, ..good() }.check().is_err(), "{mount:?}");
         }
         assert!(ContainerSpec { uid: 65_536, ..good() }.check().is_err());
-        assert!(ContainerSpec { env: vec![("A=B".into(), String::new())], ..good() }.check().is_err());
+        assert!(
+            ContainerSpec { env: vec![("A=B".into(), String::new())], ..good() }.check().is_err()
+        );
     }
 
     #[test]

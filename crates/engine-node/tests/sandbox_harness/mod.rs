@@ -1,6 +1,11 @@
 //! A platform of its own for each test: name, folders, network, image. It is removed when the
 //! test ends, also when it fails. Needs root, and `/bin/busybox` linked statically.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test program uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test program uses a part of it"
+)]
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -208,7 +213,9 @@ impl Platform {
         }
         let tables = std::process::Command::new("nft").args(["list", "tables"]).output().unwrap();
         let tables = String::from_utf8(tables.stdout).unwrap();
-        left.extend(tables.lines().filter(|line| line.ends_with(&format!(" {name}"))).map(str::to_owned));
+        left.extend(
+            tables.lines().filter(|line| line.ends_with(&format!(" {name}"))).map(str::to_owned),
+        );
         left
     }
 }
@@ -275,9 +282,9 @@ fn make_image(folder: &Path) {
     std::fs::create_dir_all(folder.join("etc")).unwrap();
     std::fs::copy("/bin/busybox", bin.join("busybox")).expect("apt-get install busybox-static");
     for name in [
-        "sh", "sleep", "httpd", "wget", "nc", "cat", "ls", "id", "ip", "hostname", "touch", "mknod",
-        "mount", "unshare", "head", "grep", "ps", "stat", "tail", "pwd", "true", "chown", "tty",
-        "stty", "mkdir", "echo", "seq", "yes", "kill",
+        "sh", "sleep", "httpd", "wget", "nc", "cat", "ls", "id", "ip", "hostname", "touch",
+        "mknod", "mount", "unshare", "head", "grep", "ps", "stat", "tail", "pwd", "true", "chown",
+        "tty", "stty", "mkdir", "echo", "seq", "yes", "kill",
     ] {
         std::os::unix::fs::symlink("busybox", bin.join(name)).unwrap();
     }
