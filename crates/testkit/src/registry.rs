@@ -1,6 +1,6 @@
 //! A real registry for tests: Debian's `docker-registry` on a loopback port of its own.
 //!
-//! Promises: reachable when [`Registry::start`] returns, gone with its files when dropped, also
+//! Promises: reachable when [`Registry::start`] returns, gone with its files when dropped, and gone
 //! when the test program is killed. Images are pushed by plain HTTP, as the OCI distribution
 //! specification 1.1 says. It knows no passwords and no TLS.
 
@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{ChildStderr, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -23,9 +23,55 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A running registry.
 #[derive(Debug)]
 pub struct Registry {
-    process: Child,
     address: SocketAddr,
+    /// Dropped before the storage: the registry must not write into a folder being removed.
+    _keeper: Keeper,
     storage: TempDir,
+}
+
+/// The thread that started the process and ends it. The kernel ends the process with its parent
+/// *thread* (`prctl(2)`, `PR_SET_PDEATHSIG`), so that not even a killed test leaves a registry
+/// behind; a test's own thread would end too early.
+#[derive(Debug)]
+struct Keeper {
+    /// Dropped to let the thread end.
+    release: Option<mpsc::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Starts a command that ends with us; gives its standard error too.
+    fn start(mut command: Command) -> io::Result<(Self, ChildStderr)> {
+        let (release, released) = mpsc::channel();
+        let (started, outcome) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let mut process = match command.spawn() {
+                Ok(process) => process,
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                    return;
+                }
+            };
+            let log = process.stderr.take().ok_or_else(|| unexpected("it has no log"));
+            let _ = started.send(log);
+            // Nothing is ever sent: this returns when the other end is dropped.
+            let _ = released.recv();
+            let _ = process.kill();
+            let _ = process.wait();
+        });
+        let keeper = Self { release: Some(release), thread: Some(thread) };
+        let log = outcome.recv().map_err(|_| unexpected("its keeper died"))??;
+        Ok((keeper, log))
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        drop(self.release.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Registry {
@@ -45,23 +91,11 @@ impl Registry {
                 storage.path().display()
             ),
         )?;
-        // The kernel ends it with us: not even a killed test leaves a registry behind.
-        let mut process = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "docker-registry", "serve"])
-            .arg(config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let log = process.stderr.take().expect("it was asked for");
-        match listening(log) {
-            Ok(address) => Ok(Self { process, address, storage }),
-            Err(error) => {
-                let _ = process.kill();
-                let _ = process.wait();
-                Err(error)
-            }
-        }
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "docker-registry", "serve"]).arg(config);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let (keeper, log) = Keeper::start(command)?;
+        Ok(Self { address: listening(log)?, _keeper: keeper, storage })
     }
 
     /// Where it listens, on loopback.
@@ -130,13 +164,6 @@ impl Registry {
         )?;
         stream.write_all(body)?;
         Answer::read(BufReader::new(stream))
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
@@ -219,6 +246,17 @@ mod tests {
         registry.corrupt(&layer).unwrap();
         let served = registry.ask("HEAD", &format!("/v2/trivial/blobs/{layer}"), "", &[]).unwrap();
         assert_eq!(served.status, 200);
+    }
+
+    #[test]
+    fn it_outlives_the_thread_that_asked_for_it() {
+        let registry = thread::spawn(Registry::start).join().unwrap().unwrap();
+        // The thread's end is the registry's, were it the parent: the signal comes at once, so
+        // a registry that still answers several times in a row was not hit.
+        for _ in 0..20 {
+            assert_eq!(registry.ask("GET", "/v2/", "", &[]).unwrap().status, 200);
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]
