@@ -171,7 +171,7 @@ async fn send(
 
 /// Who is to blame for a request that was sent and not answered.
 fn classify(exchange: &Exchange, error: &hyper::Error) -> Failure {
-    tracing::debug!(%error, "no answer");
+    tracing::debug!(?error, "no answer");
     match exchange.upload() {
         Some(upload) if upload.client_failed() => Failure::ClientGone,
         Some(upload) if upload.too_large() => Failure::Reason(FailReason::BodyTooLarge),

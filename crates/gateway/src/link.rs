@@ -23,7 +23,7 @@ use crate::gateway::{Phase, Shared};
 use crate::report::report;
 
 /// Between two attempts to connect: from the first to the last.
-const PACE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+const PACE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(200));
 /// Between two reports.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
