@@ -81,7 +81,9 @@ pub(crate) fn run(layout: &Layout, output: Output) -> Result<ExitCode> {
         platform(layout, running),
     ];
     findings.extend(settings.listen.0.map(|addr| port("api port", addr, running)));
-    findings.extend(damaged(layout));
+    if running {
+        findings.extend(damaged(layout));
+    }
     output.show(&findings, |findings| table(findings))?;
     let unfit = findings.iter().any(|finding| finding.verdict == Verdict::Missing);
     Ok(if unfit {

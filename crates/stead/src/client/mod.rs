@@ -9,6 +9,8 @@ mod endpoint;
 mod events;
 
 use std::io;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -24,12 +26,18 @@ use stead_core::error::{Code, UserError};
 use stead_core::manifest::{Problem, Problems};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
 
 pub(crate) use endpoint::Endpoint;
 pub(crate) use events::EventStream;
 
 /// Largest answer that is read whole, in bytes. Streams are not bounded by it.
 const LARGEST_ANSWER: usize = 64 << 20;
+
+/// How long the socket of a platform that is being replaced may be without a listener.
+const REPLACED: Duration = Duration::from_secs(1);
+/// Between two attempts to connect.
+const PACE: Duration = Duration::from_millis(20);
 
 type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
 
@@ -160,7 +168,7 @@ impl Client {
     async fn exchange(&self, request: Request<RequestBody>) -> Result<Response<Incoming>> {
         let answer = match &self.endpoint {
             Endpoint::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(|e| self.unreachable(&e))?;
+                let stream = connect(path).await.map_err(|e| self.unreachable(&e))?;
                 self.over(stream, request).await?
             }
             Endpoint::Http(authority) => {
@@ -211,6 +219,23 @@ impl Client {
             format!("the platform at {} broke off: {error}", self.endpoint),
             "its log is in the folder `log` of its data directory; `stead up --detach` starts it again",
         )
+    }
+}
+
+/// Connects to the platform's socket. One that is there while nobody listens belongs to a
+/// platform that is being replaced, which takes a moment, or to one that was stopped.
+async fn connect(path: &Path) -> io::Result<UnixStream> {
+    let deadline = Instant::now() + REPLACED;
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error)
+                if error.kind() == io::ErrorKind::ConnectionRefused
+                    && Instant::now() < deadline =>
+            {
+                tokio::time::sleep(PACE).await;
+            }
+            end => return end,
+        }
     }
 }
 
