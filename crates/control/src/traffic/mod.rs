@@ -38,7 +38,7 @@ use table::Table;
 pub(crate) const ACK_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the return of a gateway is awaited that lost its connection, and at the start of
 /// `serve` that of any.
-pub(crate) const GONE_PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const GONE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What gateways tell, apart from acknowledgements.
 pub(crate) trait GatewayNews: Send + Sync {

@@ -430,3 +430,31 @@ fn verdict(code: i32, chain: Option<&str>) -> Expression {
 fn masquerade() -> Expression {
     expression("masq", |_| {})
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Needs root.
+    #[test]
+    fn a_refused_batch_is_told_and_the_next_one_is_not_confused() {
+        let table = format!("n{:x}", std::process::id());
+        let mut socket = Socket::open(libc::NETLINK_NETFILTER).unwrap();
+        let member = Member { link: 1, ip: Ipv4Addr::new(10, 88, 0, 2), namespace: 1 };
+        assert!(expel(&mut socket, &table, member).is_err(), "there is no such table");
+        let rules = Rules {
+            table: &table,
+            network: Ipv4Addr::new(10, 88, 0, 0),
+            gateway: Ipv4Addr::new(10, 88, 0, 1),
+            group: 77,
+            host_ports: &[53],
+        };
+        let many = |n: u32| Member { ip: Ipv4Addr::from_bits(0x0a58_0002 + n), ..member };
+        install(&mut socket, &rules, &(0..1200).map(many).collect::<Vec<_>>()).unwrap();
+        expel(&mut socket, &table, many(1199)).unwrap();
+        assert!(expel(&mut socket, &table, many(1199)).is_err(), "it is gone already");
+        admit(&mut socket, &table, many(1199)).unwrap();
+        remove(&mut socket, &table).unwrap();
+        remove(&mut socket, &table).unwrap();
+    }
+}

@@ -195,9 +195,10 @@ async fn start(worker: &Arc<Worker>, ordinal: Ordinal, id: &ContainerId) {
     }
 }
 
-async fn attach(worker: &Worker, ordinal: Ordinal, id: &ContainerId) {
+pub(super) async fn attach(worker: &Worker, ordinal: Ordinal, id: &ContainerId) {
     let Some((sandbox, revision)) = held(worker, ordinal, id) else { return };
     let port = worker.model().ports.get(id).copied();
+    mark_open(&worker.shared, id, true);
     if let Some(port) = port {
         let begun = now();
         let backend = Backend {
@@ -235,6 +236,7 @@ async fn detach(worker: &Worker, ordinal: Ordinal, id: &ContainerId, drain: Micr
         }
         worker.timed(Some(ordinal), Some(id), revision, PhaseName::Drain, begun);
     }
+    mark_open(&worker.shared, id, false);
     worker.report(|model| model.traffic(id, TrafficState::Detached));
 }
 
@@ -250,7 +252,6 @@ async fn stop(
         ContainerState::Stopping { since } => Some(since),
         _ => None,
     });
-    mark_ready(&worker.shared, id, false);
     let settings = release_spec(worker, revision.release).map(|spec| spec.settings);
     let begun = now();
     if let Some(pre_stop) = settings.as_ref().and_then(|s| s.lifecycle.pre_stop.as_ref()) {
@@ -339,7 +340,7 @@ async fn discard(worker: &Worker, ordinal: Ordinal, id: &ContainerId) {
     {
         tracing::warn!(app = %worker.app, container = %id, %error, "discard failed");
     }
-    mark_ready(&worker.shared, id, false);
+    mark_open(&worker.shared, id, false);
     worker.report(|model| model.discarded(ordinal, id));
 }
 
@@ -373,7 +374,7 @@ pub(super) async fn crashed(worker: &Worker, id: &ContainerId, exit: Exit) {
     else {
         return;
     };
-    mark_ready(&worker.shared, id, false);
+    mark_open(&worker.shared, id, false);
     let fresh = worker.report(|model| {
         model.traffic(id, TrafficState::Detached);
         model.exited(id, exit)
@@ -412,10 +413,11 @@ fn crash_error(worker: &Worker, ordinal: Ordinal, exit: Exit) -> UserError {
     UserError::new(Code::ExitedAtOnce, format!("instance {ordinal} of app {app} {how}"), hint)
 }
 
-/// Keeps in mind over a restart of `serve` that a Container is ready.
-pub(super) fn mark_ready(shared: &Shared, id: &ContainerId, ready: bool) {
-    let mark = ready_mark(shared, id);
-    let done = if ready {
+/// Keeps in mind over a restart of `serve` that a Container is ready and may get requests:
+/// from before it is attached until it is detached.
+fn mark_open(shared: &Shared, id: &ContainerId, open: bool) {
+    let mark = open_mark(shared, id);
+    let done = if open {
         std::fs::write(&mark, b"")
     } else {
         match std::fs::remove_file(&mark) {
@@ -424,18 +426,17 @@ pub(super) fn mark_ready(shared: &Shared, id: &ContainerId, ready: bool) {
         }
     };
     if let Err(error) = done {
-        // Costs one more probe after a restart, no more.
-        tracing::warn!(mark = %mark.display(), %error, "readiness is not kept");
+        tracing::warn!(mark = %mark.display(), %error, "a restart will not know who gets requests");
     }
 }
 
-/// Whether a Container was ready when `serve` last looked.
-pub(super) fn was_ready(shared: &Shared, id: &ContainerId) -> bool {
-    ready_mark(shared, id).exists()
+/// Whether a Container might get requests when `serve` was last there.
+pub(super) fn was_open(shared: &Shared, id: &ContainerId) -> bool {
+    open_mark(shared, id).exists()
 }
 
-fn ready_mark(shared: &Shared, id: &ContainerId) -> std::path::PathBuf {
-    shared.run_dir.join("ready").join(id.as_str())
+fn open_mark(shared: &Shared, id: &ContainerId) -> std::path::PathBuf {
+    shared.run_dir.join("open").join(id.as_str())
 }
 
 /// Takes in that an Instance's holder is gone, and its Containers with it.
@@ -447,7 +448,7 @@ pub(super) async fn lost(worker: &Worker, ordinal: Ordinal) {
         instance.iter().flat_map(|i| &i.containers).map(|c| c.id.clone()).collect()
     };
     for id in &gone {
-        mark_ready(&worker.shared, id, false);
+        mark_open(&worker.shared, id, false);
         worker.shared.traffic.detach(&worker.app, id, std::time::Duration::ZERO).await;
     }
     remove_sandbox(worker, ordinal).await;

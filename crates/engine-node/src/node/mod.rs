@@ -79,7 +79,7 @@ impl NodeEngine {
     ) -> Result<Self, UserError> {
         let images = ImageStore::open(&config.data_dir.join("images"), config.images)
             .map_err(UserError::from)?;
-        std::fs::create_dir_all(config.run_dir.join("ready")).map_err(|error| {
+        std::fs::create_dir_all(config.run_dir.join("open")).map_err(|error| {
             UserError::new(
                 Code::MachineUnfit,
                 format!("run folder {} cannot be made: {error}", config.run_dir.display()),
@@ -102,6 +102,7 @@ impl NodeEngine {
         let engine = Self { shared, workers: Arc::default() };
         for (app, model) in recover::models(&engine.shared, found).await {
             let worker = Worker::start(app.clone(), model, engine.shared.clone());
+            worker.settle_in();
             engine.lock().insert(app, worker);
         }
         tokio::spawn(recover::follow(engine.shared.clone(), engine.workers.clone()));

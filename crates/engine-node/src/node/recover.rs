@@ -11,7 +11,7 @@ use stead_core::name::AppKey;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Shared;
-use super::act::{self, sandbox_seen, was_ready};
+use super::act::{self, sandbox_seen, was_open};
 use super::labels::{ContainerLabels, SandboxLabels};
 use super::model::Model;
 use super::spec;
@@ -20,9 +20,9 @@ use crate::sandbox::{ContainerView, Recovered, Sandbox, SandboxEvent, ViewState}
 
 /// What was found, by App.
 ///
-/// A Container that was ready is taken as ready until a probe says otherwise, so that a
-/// restarted `serve` takes nothing out of service. Nothing is attached yet: the first plan
-/// attaches what is ready, which changes nothing at a gateway that knows it already.
+/// A Container that might get requests is taken as ready and attached until a probe says
+/// otherwise: gateways go on sending to it, so it must be drained before it is stopped. See
+/// [`Worker::settle_in`].
 pub(super) async fn models(shared: &Shared, found: Vec<Recovered>) -> BTreeMap<AppKey, Model> {
     let mut models: BTreeMap<AppKey, Model> = BTreeMap::new();
     for recovered in found {
@@ -46,6 +46,10 @@ fn take_over(shared: &Shared, model: &mut Model, labels: &SandboxLabels, sandbox
         let Some(known) = ContainerLabels::read(&view.labels) else { continue };
         let id = ContainerId(view.id.clone());
         let state = state(shared, &id, &view);
+        let traffic = match state {
+            ContainerState::Running { health: Health::Ready, .. } => TrafficState::Attached,
+            _ => TrafficState::Detached,
+        };
         if let Some(port) = known.port {
             model.ports.insert(id.clone(), port);
         }
@@ -53,7 +57,7 @@ fn take_over(shared: &Shared, model: &mut Model, labels: &SandboxLabels, sandbox
             id,
             revision: known.revision,
             state,
-            traffic: TrafficState::Detached,
+            traffic,
         });
     }
     model.seen.instances.insert(labels.ordinal, instance);
@@ -64,7 +68,7 @@ fn state(shared: &Shared, id: &ContainerId, view: &ContainerView) -> ContainerSt
     match &view.state {
         ViewState::Prepared => ContainerState::Prepared,
         ViewState::Running { started, .. } => {
-            let health = if was_ready(shared, id) { Health::Ready } else { Health::Starting };
+            let health = if was_open(shared, id) { Health::Ready } else { Health::Starting };
             ContainerState::Running { since: *started, health }
         }
         ViewState::Exited(exit) => ContainerState::Exited(spec::exit(exit, false)),

@@ -12,15 +12,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use stead_core::engine::{EngineError, Usage};
 use stead_core::event::{Event, Fact, PhaseName};
-use stead_core::fleet::{ContainerState, Fleet, FleetSeen, Health, Revision, plan};
+use stead_core::fleet::{
+    ContainerSeen, ContainerState, Fleet, FleetSeen, Health, Revision, TrafficState, plan,
+};
 use stead_core::ids::{ContainerId, Digest, Ordinal};
 use stead_core::name::AppKey;
-use stead_core::time::{Micros, Time};
+use stead_core::time::Time;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::act;
-use super::model::Model;
+use super::model::{Model, Subject};
 use super::Shared;
 use crate::clock::now;
 use crate::probe::{self, Watched};
@@ -48,6 +50,32 @@ impl Worker {
         *worker.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
             Some(task.abort_handle());
         worker
+    }
+
+    /// Tells what a recovery found: who may get requests, so that gateways and this engine
+    /// agree before anything is planned, and how Containers ended meanwhile.
+    pub(super) fn settle_in(self: &Arc<Self>) {
+        let found: Vec<(Ordinal, ContainerSeen)> = {
+            let model = self.model();
+            let instances = model.seen.instances.iter();
+            instances.flat_map(|(o, i)| i.containers.iter().map(|c| (*o, c.clone()))).collect()
+        };
+        for (ordinal, container) in found {
+            if let ContainerState::Exited(exit) = container.state {
+                let (id, revision) = (&container.id, container.revision);
+                self.emit(Some(ordinal), Some(id), Some(revision), Fact::Exited { exit });
+            }
+            if container.traffic != TrafficState::Attached {
+                continue;
+            }
+            let subject = Subject::Container(container.id.clone());
+            self.model().busy.insert(subject.clone());
+            let worker = self.clone();
+            tokio::spawn(async move {
+                act::attach(&worker, ordinal, &container.id).await;
+                worker.report(|model| model.busy.remove(&subject));
+            });
+        }
     }
 
     /// Stops planning and watching. What runs goes on.
@@ -201,7 +229,6 @@ impl Worker {
         let first = self.model().container(id).is_some_and(|(_, c)| {
             matches!(c.state, ContainerState::Running { health: Health::Starting, .. })
         });
-        act::mark_ready(&self.shared, id, health == Health::Ready);
         if !self.report(|model| model.health(id, health)) {
             return;
         }
@@ -243,18 +270,6 @@ impl Worker {
     ) {
         let took = now().since(begun);
         self.emit(instance, container, revision, Fact::Phase { phase, begun, took });
-    }
-
-    /// Notes a phase whose length was measured elsewhere and that ends now.
-    pub(super) fn took(
-        &self,
-        instance: Option<Ordinal>,
-        revision: Option<Revision>,
-        phase: PhaseName,
-        took: Micros,
-    ) {
-        let fact = Fact::Phase { phase, begun: now() - took, took };
-        self.emit(instance, None, revision, fact);
     }
 
     pub(super) fn seen(&self) -> FleetSeen {

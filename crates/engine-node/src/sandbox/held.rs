@@ -46,6 +46,8 @@ pub struct Sandbox {
     record: Record,
     known: Arc<Known>,
     listener: JoinHandle<()>,
+    /// Held while a Container's places on the host are made or removed.
+    places: tokio::sync::Mutex<()>,
 }
 
 /// What the holder told.
@@ -122,7 +124,8 @@ impl Sandbox {
         let listener = tokio::spawn(async move {
             link.listen(|news| told.hear(news, &events)).await;
         });
-        Arc::new(Self { means, held, record, known, listener })
+        let places = tokio::sync::Mutex::default();
+        Arc::new(Self { means, held, record, known, listener, places })
     }
 
     /// Its id.
@@ -174,6 +177,7 @@ impl Sandbox {
         spec.check()?;
         let begun = Instant::now();
         let id = spec.id.clone();
+        let _places = self.places.lock().await;
         match self.state(&id) {
             Ok(ViewState::Prepared) => return Ok(Timings::default()),
             Ok(_) => return Err(self.wrong_state(&id, "was started before")),
@@ -200,8 +204,10 @@ impl Sandbox {
         let phases = match refusal {
             Ok(phases) => phases,
             Err(error) => {
-                // In any other case its places are in use: another call was faster.
-                if !matches!(error, SandboxError::WrongState { .. }) {
+                // The holder may have one that nobody knows of: its caller did not wait.
+                let discard = Command::Discard { container: id.clone() };
+                let runs = self.ask(&id, discard, &[]).await;
+                if !matches!(runs, Err(SandboxError::WrongState { .. })) {
                     self.undo(plan).await;
                 }
                 return Err(error);
@@ -305,6 +311,7 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError::WrongState`] if it runs.
     pub async fn discard(&self, container: &str) -> Result<(), SandboxError> {
+        let _places = self.places.lock().await;
         let command = Command::Discard { container: container.to_owned() };
         match self.ask(container, command, &[]).await {
             Ok(_) | Err(SandboxError::NotFound { .. } | SandboxError::HolderLost { .. }) => {}

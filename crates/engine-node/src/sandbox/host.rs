@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -149,9 +150,6 @@ impl Host {
     pub async fn open(config: HostConfig) -> Result<(Self, Vec<Recovered>), SandboxError> {
         check_name(&config.name)?;
         let unfit = |what| move |source| SandboxError::Unfit { what, source };
-        for folder in [config.run_dir.join("sb"), config.data_dir.join("upper")] {
-            fs::create_dir_all(folder).map_err(unfit("folders"))?;
-        }
         let restarted = recover::is_new_boot(&config.run_dir).map_err(unfit("boot id"))?;
         let subnet =
             recover::subnet(&config.run_dir, config.subnet, restarted).map_err(unfit("network"))?;
@@ -162,6 +160,12 @@ impl Host {
         let holder = binary::install(&programs).map_err(unfit("holder"))?;
         let filter = binary::install_as(&programs, "seccomp", &seccomp::compile(), 0o400)
             .map_err(unfit("system call filter"))?;
+        // What Containers write and are told is nobody else's business.
+        for folder in [config.run_dir.join("sb"), config.data_dir.join("upper")] {
+            fs::create_dir_all(&folder)
+                .and_then(|()| fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)))
+                .map_err(unfit("folders"))?;
+        }
         let trash = Trash::open(config.data_dir.join("trash")).map_err(unfit("folders"))?;
         let (remains, mut dying) = mpsc::unbounded_channel();
         let means = Arc::new(Means {

@@ -81,7 +81,7 @@ pub(crate) fn is_new_boot(run_dir: &Path) -> io::Result<bool> {
         return Ok(false);
     }
     forget(run_dir)?;
-    fs::create_dir_all(run_dir.join("sb"))?;
+    fs::create_dir_all(run_dir)?;
     fs::write(noted, now)?;
     Ok(true)
 }

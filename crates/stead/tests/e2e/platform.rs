@@ -11,7 +11,7 @@ use stead_testkit::images::Catalogue;
 use stead_testkit::registry::Registry;
 
 /// How long anything may take that should take a moment. Machines are shared and slow.
-pub const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// One platform at a time in this program: two cores do not serve two soaks.
 fn turn() -> MutexGuard<'static, ()> {
@@ -29,14 +29,22 @@ struct Images {
 fn images() -> MutexGuard<'static, Images> {
     static IMAGES: OnceLock<Mutex<Images>> = OnceLock::new();
     let start = || {
-        let registry = Registry::start().expect("docker-registry starts");
+        // The registry ends with the thread that started it, and a test's thread ends early.
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            sender.send(Registry::start()).expect("the receiver waits");
+            loop {
+                std::thread::park();
+            }
+        });
+        let registry = receiver.recv().expect("the sender sends").expect("docker-registry starts");
         Mutex::new(Images { registry, catalogue: Catalogue::new(), pushed: Vec::new() })
     };
     IMAGES.get_or_init(start).lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// A reference to an image of the catalogue, pushed when it is first asked for.
-pub fn image(name: &str, tag: &str) -> String {
+pub(crate) fn image(name: &str, tag: &str) -> String {
     let mut images = images();
     let reference = images.registry.reference(name, tag);
     if !images.pushed.contains(&reference) {
@@ -48,34 +56,34 @@ pub fn image(name: &str, tag: &str) -> String {
 }
 
 /// Spoils a blob in the registry's store.
-pub fn corrupt(digest: &str) {
+pub(crate) fn corrupt(digest: &str) {
     images().registry.corrupt(digest).expect("the blob is there");
 }
 
 /// A running platform. Dropped: everything of it is removed, and that is checked.
-pub struct Platform {
-    pub dir: tempfile::TempDir,
-    pub http: SocketAddr,
+pub(crate) struct Platform {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) http: SocketAddr,
     _turn: MutexGuard<'static, ()>,
 }
 
 /// What a command of the CLI did.
-pub struct Ran {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Ran {
     /// The JSON document it printed.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout)
             .unwrap_or_else(|error| panic!("not JSON ({error}): {}", self.stdout))
     }
 
     /// Fails the test unless it ended with this code.
     #[track_caller]
-    pub fn expect(self, code: i32) -> Self {
+    pub(crate) fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
         self
     }
@@ -98,7 +106,7 @@ fn free_port() -> SocketAddr {
 
 impl Platform {
     /// Starts one with an empty state.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let turn = turn();
         let dir = tempfile::Builder::new().prefix("stead-e2e-").tempdir().expect("a folder");
         let platform = Self { dir, http: free_port(), _turn: turn };
@@ -107,11 +115,11 @@ impl Platform {
     }
 
     /// `stead up`, for a first start or after something was killed.
-    pub fn up(&self) {
+    pub(crate) fn up(&self) {
         self.stead(&self.up_args()).expect(0);
     }
 
-    pub fn up_args(&self) -> Vec<String> {
+    pub(crate) fn up_args(&self) -> Vec<String> {
         let path = |name: &str| self.dir.path().join(name).display().to_string();
         ["up", "--detach", "--data-dir", &path("data"), "--run-dir", &path("run"), "--listen"]
             .map(str::to_owned)
@@ -120,16 +128,16 @@ impl Platform {
             .collect()
     }
 
-    pub fn run_dir(&self) -> PathBuf {
+    pub(crate) fn run_dir(&self) -> PathBuf {
         self.dir.path().join("run")
     }
 
     /// Runs the CLI against this platform.
-    pub fn stead<S: AsRef<str>>(&self, args: &[S]) -> Ran {
+    pub(crate) fn stead<S: AsRef<str>>(&self, args: &[S]) -> Ran {
         self.command(args).output().expect("the binary runs").into()
     }
 
-    pub fn command<S: AsRef<str>>(&self, args: &[S]) -> Command {
+    pub(crate) fn command<S: AsRef<str>>(&self, args: &[S]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
         command
             .args(args.iter().map(AsRef::as_ref))
@@ -142,19 +150,19 @@ impl Platform {
 
     /// Runs the CLI and reads the JSON it prints.
     #[track_caller]
-    pub fn json(&self, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
         let args: Vec<&str> = ["-o", "json"].iter().chain(args).copied().collect();
         self.stead(&args).expect(0).json()
     }
 
     /// One GET through the gateway: status, version header, body.
-    pub fn get(&self, app: &str, path: &str) -> std::io::Result<(u16, String, String)> {
+    pub(crate) fn get(&self, app: &str, path: &str) -> std::io::Result<(u16, String, String)> {
         get(self.http, &format!("{app}.default.localhost"), path)
     }
 
     /// The version that answers now.
     #[track_caller]
-    pub fn version(&self, app: &str) -> String {
+    pub(crate) fn version(&self, app: &str) -> String {
         let (status, version, body) = self.get(app, "/").expect("the gateway answers");
         assert_eq!(status, 200, "{body}");
         version
@@ -162,26 +170,34 @@ impl Platform {
 
     /// The address of an Instance.
     #[track_caller]
-    pub fn ip(&self, app: &str, instance: usize) -> String {
+    pub(crate) fn ip(&self, app: &str, instance: usize) -> String {
         let instances = self.json(&["ps", app]);
         instances[instance]["ip"].as_str().expect("it has an address").to_owned()
     }
 
-    /// The process that has this role, found by the run folder in its arguments.
-    pub fn pid(&self, role: &str) -> Option<i32> {
+    /// The process that has this role.
+    pub(crate) fn pid(&self, role: &str) -> Option<i32> {
+        self.pids(role).pop()
+    }
+
+    /// All processes that have this role, found by the run folder in their arguments: an old
+    /// gateway finishes its connections beside the new one.
+    pub(crate) fn pids(&self, role: &str) -> Vec<i32> {
         let run = self.run_dir().display().to_string();
-        std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let all = std::fs::read_dir("/proc").expect("proc is mounted").flatten();
+        all.filter_map(|entry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
             let line = std::fs::read(entry.path().join("cmdline")).ok()?;
             let args: Vec<_> = line.split(|byte| *byte == 0).collect();
             let is_ours = args.iter().any(|arg| *arg == run.as_bytes());
             (is_ours && args.get(1) == Some(&role.as_bytes())).then_some(pid)
         })
+        .collect()
     }
 
     /// Ends one of our processes at once, as a crash would.
     #[track_caller]
-    pub fn kill(&self, role: &str) -> i32 {
+    pub(crate) fn kill(&self, role: &str) -> i32 {
         let pid = self.pid(role).unwrap_or_else(|| panic!("no {role} runs"));
         let pid = rustix::process::Pid::from_raw(pid).expect("a pid is not zero");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
@@ -232,7 +248,11 @@ fn left_behind(dir: &Path) -> Vec<String> {
 }
 
 /// One GET on a connection of its own.
-pub fn get(addr: SocketAddr, host: &str, path: &str) -> std::io::Result<(u16, String, String)> {
+pub(crate) fn get(
+    addr: SocketAddr,
+    host: &str,
+    path: &str,
+) -> std::io::Result<(u16, String, String)> {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect_timeout(&addr, SOON)?;
     stream.set_read_timeout(Some(SOON))?;
@@ -252,7 +272,7 @@ pub fn get(addr: SocketAddr, host: &str, path: &str) -> std::io::Result<(u16, St
 
 /// Waits for something to become true.
 #[track_caller]
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + SOON;
     loop {
         if let Some(found) = look() {

@@ -15,7 +15,10 @@ fn refused(platform: &Platform, args: &[&str], code: i32, error: &str) {
     let ran = platform.stead(args).expect(code);
     assert!(ran.stderr.contains(error), "{error} is missing in: {}", ran.stderr);
     eventually("the old version serves", || {
-        platform.get("web", "/").ok().filter(|(status, version, _)| *status == 200 && version == "1")
+        platform
+            .get("web", "/")
+            .ok()
+            .filter(|(status, version, _)| *status == 200 && version == "1")
     });
 }
 

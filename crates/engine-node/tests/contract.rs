@@ -1,0 +1,115 @@
+//! The node engine keeps the contract of every engine: with real Sandboxes, real Containers
+//! and a real registry.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use stead_core::engine::Engine;
+use stead_core::manifest::{Manifest, Startup};
+use stead_engine_node::image::StoreOptions;
+use stead_engine_node::sandbox::HostConfig;
+use stead_engine_node::{NodeConfig, NodeEngine};
+use stead_testkit::contract::{self, Images, Subject, Witness};
+use stead_testkit::images::Catalogue;
+use stead_testkit::registry::Registry;
+
+/// One engine on this machine, with a folder and names of its own.
+struct NodeSubject {
+    engine: Option<Arc<NodeEngine>>,
+    config: NodeConfig,
+    witness: Arc<Witness>,
+    images: Images,
+    _dir: tempfile::TempDir,
+}
+
+async fn open(config: &NodeConfig, witness: &Arc<Witness>) -> Arc<NodeEngine> {
+    let engine = NodeEngine::open(config.clone(), witness.clone(), witness.clone());
+    Arc::new(engine.await.expect("the machine can hold Sandboxes"))
+}
+
+impl NodeSubject {
+    async fn new(witness: Arc<Witness>, images: Images) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let unique = NEXT.fetch_add(1, Ordering::Relaxed) % 36;
+        let dir = tempfile::Builder::new().prefix("stead-node-").tempdir().expect("a folder");
+        let data_dir = dir.path().join("data");
+        let run_dir = dir.path().join("run");
+        let config = NodeConfig {
+            host: HostConfig {
+                run_dir: run_dir.clone(),
+                data_dir: data_dir.clone(),
+                name: format!("n{}x{unique}", std::process::id() % 10_000),
+                subnet: Ipv4Addr::new(10, 140, 0, 0),
+                pool: 1,
+                ..HostConfig::default()
+            },
+            images: StoreOptions::default(),
+            data_dir,
+            run_dir,
+        };
+        let engine = Some(open(&config, &witness).await);
+        Self { engine, config, witness, images, _dir: dir }
+    }
+}
+
+#[async_trait]
+impl Subject for NodeSubject {
+    fn engine(&self) -> Arc<dyn Engine> {
+        self.engine.clone().expect("it is only gone at the end")
+    }
+
+    async fn restart(&mut self) {
+        let old = self.engine.take().expect("it is only gone at the end");
+        assert_eq!(Arc::strong_count(&old), 1, "nobody else holds the engine");
+        drop(old);
+        self.engine = Some(open(&self.config, &self.witness).await);
+    }
+
+    fn images(&self) -> Images {
+        self.images.clone()
+    }
+
+    fn fit(&self, settings: &mut Manifest) {
+        let probe = serde_json::json!({"http": "/healthz", "timeout": "30s"});
+        let startup: Startup = serde_json::from_value(probe).expect("a probe");
+        settings.health.startup = Some(startup);
+    }
+
+    async fn end(mut self: Box<Self>) {
+        let engine = self.engine.take().expect("it is only gone at the end");
+        engine.destroy_all().await.expect("everything goes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_node_engine_keeps_the_contract() {
+    let (registry, images) = tokio::task::spawn_blocking(|| {
+        let registry = Registry::start().expect("docker-registry starts");
+        let mut catalogue = Catalogue::new();
+        let mut push = |tag: &str| {
+            let image = catalogue.image("trivial", tag).expect("the catalogue makes it");
+            registry.push("trivial", tag, &image).expect("the registry takes it");
+            registry.reference("trivial", tag)
+        };
+        let images = Images {
+            good: push("1"),
+            second: push("2"),
+            crashing: push("exits"),
+            crash_code: 3,
+            never_ready: push("never-ready"),
+        };
+        (registry, images)
+    })
+    .await
+    .expect("it does not panic");
+    let report = contract::run(|witness| {
+        let images = images.clone();
+        async move { Box::new(NodeSubject::new(witness, images).await) as Box<dyn Subject> }
+    })
+    .await;
+    drop(registry);
+    println!("{report}");
+    report.assert_passed();
+}
