@@ -15,10 +15,6 @@ pub(crate) struct Quiet(pub(crate) u8);
 
 /// Prints a failure on standard error and gives its exit code.
 pub(crate) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
-    if broken_pipe(error) {
-        // Whoever read the answer has seen enough.
-        return ExitCode::SUCCESS;
-    }
     if let Some(Quiet(code)) = error.downcast_ref() {
         return ExitCode::from(*code);
     }
@@ -32,6 +28,8 @@ pub(crate) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
     }
     let error = match error.downcast_ref::<UserError>() {
         Some(error) => error.clone(),
+        // Whoever read the answer has seen enough.
+        None if io_kind(error) == Some(io::ErrorKind::BrokenPipe) => return ExitCode::SUCCESS,
         None => foreign(error),
     };
     match format {
@@ -63,10 +61,6 @@ fn foreign(error: &anyhow::Error) -> UserError {
 
 fn io_kind(error: &anyhow::Error) -> Option<io::ErrorKind> {
     error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind)
-}
-
-fn broken_pipe(error: &anyhow::Error) -> bool {
-    io_kind(error) == Some(io::ErrorKind::BrokenPipe)
 }
 
 fn print_json(error: &UserError) {

@@ -117,7 +117,7 @@ impl Client {
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(unexpected("the platform did not switch to the stream asked for").into());
         }
-        let upgraded = hyper::upgrade::on(answer).await.map_err(|e| self.broken(&e))?;
+        let upgraded = hyper::upgrade::on(answer).await.map_err(|e| self.broken(e))?;
         Ok(TokioIo::new(upgraded))
     }
 
@@ -142,8 +142,20 @@ impl Client {
         path: &str,
         body: RequestBody,
     ) -> Result<Response<Incoming>> {
-        let request = self.request(method, path, body)?;
-        self.exchange(request).await
+        if method != Method::GET {
+            let request = self.request(method, path, body)?;
+            return self.exchange(request).await;
+        }
+        // Looking changes nothing: it may be done again when the platform is replaced meanwhile.
+        let deadline = Instant::now() + REPLACED;
+        loop {
+            match self.exchange(self.request(Method::GET, path, empty())?).await {
+                Err(error) if error.is::<hyper::Error>() && Instant::now() < deadline => {
+                    tokio::time::sleep(PACE).await;
+                }
+                end => return end,
+            }
+        }
     }
 
     fn request(
@@ -192,9 +204,9 @@ impl Client {
     ) -> Result<Response<Incoming>> {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|e| self.broken(&e))?;
+            .map_err(|e| self.broken(e))?;
         tokio::spawn(connection.with_upgrades());
-        Ok(sender.send_request(request).await.map_err(|e| self.broken(&e))?)
+        sender.send_request(request).await.map_err(|e| self.broken(e))
     }
 
     fn unreachable(&self, error: &io::Error) -> UserError {
@@ -213,12 +225,15 @@ impl Client {
         )
     }
 
-    fn broken(&self, error: &hyper::Error) -> UserError {
-        UserError::new(
+    /// The error to show, with what happened as its cause.
+    fn broken(&self, error: hyper::Error) -> anyhow::Error {
+        let shown = UserError::new(
             Code::PlatformDown,
             format!("the platform at {} broke off: {error}", self.endpoint),
-            "its log is in the folder `log` of its data directory; `stead up --detach` starts it again",
-        )
+            "its log is in the folder `log` of its data directory; `stead up --detach` starts it \
+             again",
+        );
+        anyhow::Error::new(error).context(shown)
     }
 }
 

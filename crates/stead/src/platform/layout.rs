@@ -48,6 +48,10 @@ impl Layout {
             None if std::env::var_os("STEAD_RUN_DIR").is_some() => Some(default_run_dir()),
             None => None,
         };
+        Self::find(data_dir, run_dir)
+    }
+
+    fn find(data_dir: Option<&Path>, run_dir: Option<PathBuf>) -> io::Result<Self> {
         let default = Path::new(DEFAULT_DATA_DIR);
         match (data_dir, run_dir) {
             (None, run_dir) => {
@@ -165,13 +169,14 @@ mod tests {
 
     #[test]
     fn platforms_side_by_side_share_no_folder_and_no_name() {
-        let of = |dir: &str| Layout::new(Some(Path::new(dir)), None).unwrap();
+        let of = |dir: &str| Layout::find(Some(Path::new(dir)), None).unwrap();
         let (a, b) = (of("/srv/a"), of("/srv/b"));
         assert_ne!(a.run_dir, b.run_dir);
         assert_ne!(a.name(), b.name());
         assert!(a.name().len() <= 8, "it becomes part of a link's name");
-        let default = Layout::new(None, None).unwrap();
-        assert_eq!((default.name().as_str(), default.data_dir), ("stead", DEFAULT_DATA_DIR.into()));
+        let default = of(DEFAULT_DATA_DIR);
+        assert_eq!(default.name(), "stead");
+        assert_eq!(default.run_dir, Path::new(DEFAULT_RUN_DIR));
         let given = Layout::new(Some(Path::new("/srv/a")), Some(Path::new("/run/x"))).unwrap();
         assert_eq!(given.run_dir, Path::new("/run/x"));
     }
