@@ -4,31 +4,28 @@
 //! Calls about different Containers may run at the same time.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use stead_core::time::Time;
 use stead_holder::wire::{self, Answer, Command, Failure};
-use tokio::net::unix::pipe;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::host::{Means, SandboxEvent};
-use super::launch::{self, Held};
+use super::launch::Held;
 use super::link::{Gone, News, Reply};
+use super::places::Places;
 use super::recover::Record;
 use super::spec::joined;
 use super::{
-    ContainerSpec, ContainerView, ExecSpec, Exit, Resources, SandboxError, Timings, Usage,
-    ViewState, identity,
+    ContainerSpec, ContainerView, ExecHandle, ExecSpec, Exit, Resources, SandboxError, Stdio,
+    Timings, Usage, ViewState,
 };
 use crate::cgroup::Group;
 
@@ -162,6 +159,14 @@ impl Sandbox {
         &self.held
     }
 
+    pub(crate) fn means(&self) -> &Means {
+        &self.means
+    }
+
+    pub(crate) fn hostname(&self) -> &str {
+        &self.record.hostname
+    }
+
     /// From now on the end of the holder is no news.
     pub(crate) fn leave(&self) {
         self.known.leaving.store(true, Ordering::Relaxed);
@@ -183,13 +188,14 @@ impl Sandbox {
             Ok(_) => return Err(self.wrong_state(&id, "was started before")),
             Err(_) => {}
         }
-        let plan = Plan::new(self, &spec)?;
-        let request = plan.request(self, &spec)?;
+        let places = Places::new(self, &spec)?;
+        let request = places.request(self, &spec)?;
         let means = self.means.clone();
-        let (made, plan) = tokio::task::spawn_blocking(move || (plan.make(&means, &spec), plan))
-            .await
-            .map_err(io::Error::other)
-            .map_err(SandboxError::step("preparing a container"))?;
+        let (made, places) =
+            tokio::task::spawn_blocking(move || (places.make(&means, &spec), places))
+                .await
+                .map_err(io::Error::other)
+                .map_err(SandboxError::step("preparing a container"))?;
         let folders = begun.elapsed();
         let labels = request.labels.clone();
         let prepared = match made {
@@ -208,7 +214,7 @@ impl Sandbox {
                 let discard = Command::Discard { container: id.clone() };
                 let runs = self.ask(&id, discard, &[]).await;
                 if !matches!(runs, Err(SandboxError::WrongState { .. })) {
-                    self.undo(plan).await;
+                    self.undo(places).await;
                 }
                 return Err(error);
             }
@@ -319,15 +325,15 @@ impl Sandbox {
         }
         self.known.lock().remove(container);
         self.known.changed.send_replace(());
-        self.undo(Plan::places(self, container)).await;
+        self.undo(Places::of(self, container)).await;
         Ok(())
     }
 
     /// Removes what is left of a Container.
-    async fn undo(&self, plan: Plan) {
+    async fn undo(&self, places: Places) {
         let means = self.means.clone();
         // It fails only when the runtime is being shut down; the next start cleans up.
-        let _ = tokio::task::spawn_blocking(move || plan.undo(&means)).await;
+        let _ = tokio::task::spawn_blocking(move || places.undo(&means)).await;
     }
 
     /// Runs a further program in a running Container.
@@ -368,7 +374,7 @@ impl Sandbox {
         };
         let terminal = || reply.descriptors.into_iter().next().map(Stdio::Terminal);
         let stdio = ours.or_else(terminal);
-        Ok(ExecHandle { pid: *pid, stdio, exit, sandbox: self.id().to_owned(), code: None })
+        Ok(ExecHandle::new(*pid, stdio, exit, self.id()))
     }
 
     /// Stops a Container in its tracks: it keeps its memory and uses no processor.
@@ -446,7 +452,7 @@ impl Sandbox {
         SandboxError::HolderLost { sandbox: self.id().to_owned() }
     }
 
-    fn group(&self, container: &str) -> Group {
+    pub(crate) fn group(&self, container: &str) -> Group {
         self.means.cgroups.group(&self.held.connection.index.0.to_string(), container)
     }
 
@@ -477,221 +483,4 @@ impl Sandbox {
 
 fn unexpected(result: Result<Answer, Failure>) -> SandboxError {
     SandboxError::BadSpec(format!("the holder answered out of turn: {result:?}"))
-}
-
-/// Where a Container's things are on the host.
-struct Plan {
-    group: Group,
-    upper: PathBuf,
-    files: PathBuf,
-    owner: u32,
-}
-
-impl Plan {
-    fn places(sandbox: &Sandbox, container: &str) -> Self {
-        let index = sandbox.held.connection.index;
-        let upper = sandbox.means.data_dir.join("upper");
-        Self {
-            group: sandbox.group(container),
-            upper: upper.join(index.0.to_string()).join(container),
-            files: sandbox.held.folder.join("files").join(container),
-            owner: launch::first_user(index),
-        }
-    }
-
-    fn new(sandbox: &Sandbox, spec: &ContainerSpec) -> Result<Self, SandboxError> {
-        let log = spec.log.parent().filter(|_| spec.log.is_absolute());
-        if log.is_none() {
-            let text = format!("container {} has no log file", spec.id);
-            return Err(SandboxError::BadSpec(text));
-        }
-        Ok(Self::places(sandbox, &spec.id))
-    }
-
-    fn file(&self, number: usize) -> PathBuf {
-        self.files.join(number.to_string())
-    }
-
-    /// Makes everything on the host's side.
-    fn make(&self, means: &Means, spec: &ContainerSpec) -> Result<(), SandboxError> {
-        let layer = || format!("writable layer of container {}", spec.id);
-        // One of the same name that was left over has no claim on it.
-        means.trash.throw(&self.upper).map_err(SandboxError::step(layer()))?;
-        for folder in ["upper", "work"] {
-            let folder = self.upper.join(folder);
-            fs::create_dir_all(&folder)
-                .and_then(|()| chown(&folder, Some(self.owner), Some(self.owner)))
-                .and_then(|()| fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)))
-                .map_err(SandboxError::step(layer()))?;
-        }
-        if let Some(folder) = spec.log.parent() {
-            let step = format!("log folder {}", folder.display());
-            fs::create_dir_all(folder).map_err(SandboxError::step(step))?;
-        }
-        means
-            .cgroups
-            .make(&self.group, &spec.resources)
-            .map_err(SandboxError::step(format!("control group of container {}", spec.id)))?;
-        self.write_files(spec)
-            .map_err(SandboxError::step(format!("files of container {}", spec.id)))
-    }
-
-    fn write_files(&self, spec: &ContainerSpec) -> io::Result<()> {
-        if spec.files.is_empty() {
-            return Ok(());
-        }
-        fs::create_dir_all(&self.files)?;
-        for (number, file) in spec.files.iter().enumerate() {
-            let path = self.file(number);
-            fs::write(&path, &file.content)?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(file.mode & 0o777))?;
-            chown(&path, Some(self.owner + spec.uid), Some(self.owner + spec.gid))?;
-        }
-        Ok(())
-    }
-
-    /// Removes everything again.
-    fn undo(&self, means: &Means) {
-        let begun = Instant::now();
-        while let Err(error) = self.group.remove() {
-            if begun.elapsed() > PATIENCE {
-                tracing::warn!(%error, "a control group is left over");
-                break;
-            }
-            // The last process leaves its group a moment after it was reaped.
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        if let Err(error) = means.trash.throw(&self.upper) {
-            tracing::warn!(%error, "a writable layer is left over");
-        }
-        let _ = fs::remove_dir_all(&self.files);
-    }
-
-    /// What the holder is asked for.
-    fn request(
-        &self,
-        sandbox: &Sandbox,
-        spec: &ContainerSpec,
-    ) -> Result<wire::Prepare, SandboxError> {
-        let mut mounts = identity::mounts(&sandbox.held.folder.join("etc"));
-        for volume in &spec.volumes {
-            mounts.push(wire::Mount::Bind {
-                source: text(&volume.host)?,
-                target: volume.mount.clone(),
-                read_only: volume.read_only,
-                mapped: true,
-            });
-        }
-        for tmpfs in &spec.tmpfs {
-            let (target, bytes) = (tmpfs.mount.clone(), tmpfs.bytes);
-            mounts.push(wire::Mount::Tmpfs { target, bytes });
-        }
-        for (number, file) in spec.files.iter().enumerate() {
-            mounts.push(wire::Mount::Bind {
-                source: text(&self.file(number))?,
-                target: file.path.clone(),
-                read_only: true,
-                mapped: false,
-            });
-        }
-        let means = &sandbox.means;
-        Ok(wire::Prepare {
-            container: spec.id.clone(),
-            labels: spec.labels.clone(),
-            hostname: sandbox.record.hostname.clone(),
-            root: wire::Root {
-                layers: spec.layers.iter().map(|layer| text(layer)).collect::<Result<_, _>>()?,
-                upper: text(&self.upper.join("upper"))?,
-                work: text(&self.upper.join("work"))?,
-                read_only: spec.read_only_root,
-            },
-            mounts,
-            process: wire::Process {
-                argv: spec.argv.clone(),
-                env: joined(&spec.env),
-                cwd: spec.cwd.clone(),
-                uid: spec.uid,
-                gid: spec.gid,
-                groups: spec.groups.clone(),
-            },
-            cgroup: self.group.describe(),
-            seccomp: Some(text(&means.filter)?),
-            log: wire::LogFile {
-                path: text(&spec.log)?,
-                max_bytes: means.log.max_bytes,
-                files: means.log.files,
-            },
-        })
-    }
-}
-
-fn text(path: &Path) -> Result<String, SandboxError> {
-    let text = path.to_str().map(str::to_owned);
-    text.ok_or_else(|| SandboxError::BadSpec(format!("path {} is not UTF-8", path.display())))
-}
-
-/// The ends of a further program's input and output.
-#[derive(Debug)]
-pub enum Stdio {
-    /// Without a terminal.
-    Pipes {
-        /// To write to.
-        stdin: OwnedFd,
-        /// To read from.
-        stdout: OwnedFd,
-        /// To read from.
-        stderr: OwnedFd,
-    },
-    /// The master end of its terminal.
-    Terminal(OwnedFd),
-}
-
-/// A further program in a Container.
-#[derive(Debug)]
-pub struct ExecHandle {
-    pid: i32,
-    stdio: Option<Stdio>,
-    exit: oneshot::Receiver<Exit>,
-    sandbox: String,
-    code: Option<i32>,
-}
-
-impl ExecHandle {
-    /// Its number on the host.
-    pub fn pid(&self) -> i32 {
-        self.pid
-    }
-
-    /// Its input and output. They can be taken once.
-    ///
-    /// # Panics
-    /// At the second call.
-    pub fn take_stdio(&mut self) -> Stdio {
-        self.stdio.take().expect("the input and output of a program are taken once")
-    }
-
-    /// Waits for its end; a signal counts as 128 plus its number. Output that was not taken is
-    /// read and dropped, so that it does not hold the program up.
-    ///
-    /// # Errors
-    /// [`SandboxError::HolderLost`].
-    pub async fn wait(&mut self) -> Result<i32, SandboxError> {
-        if let Some(code) = self.code {
-            return Ok(code);
-        }
-        if let Some(Stdio::Pipes { stdin, stdout, stderr }) = self.stdio.take() {
-            drop(stdin);
-            for output in [stdout, stderr] {
-                if let Ok(mut output) = pipe::Receiver::from_owned_fd(output) {
-                    tokio::spawn(async move {
-                        tokio::io::copy(&mut output, &mut tokio::io::sink()).await
-                    });
-                }
-            }
-        }
-        let lost = |_| SandboxError::HolderLost { sandbox: self.sandbox.clone() };
-        let code = (&mut self.exit).await.map_err(lost)?.status.shell_code();
-        self.code = Some(code);
-        Ok(code)
-    }
 }

@@ -11,11 +11,13 @@
 
 mod binary;
 mod error;
+mod exec;
 mod held;
 mod host;
 mod identity;
 mod launch;
 mod link;
+mod places;
 mod pool;
 mod recover;
 mod seccomp;
@@ -23,7 +25,8 @@ mod spec;
 mod trash;
 
 pub use error::{RunRefusal, SandboxError};
-pub use held::{ExecHandle, Sandbox, Stdio};
+pub use exec::{ExecHandle, Stdio};
+pub use held::Sandbox;
 pub use host::{Host, HostConfig, LogPolicy, SandboxEvent};
 pub use recover::Recovered;
 pub use spec::{
