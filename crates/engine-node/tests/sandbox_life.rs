@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use sandbox_harness::{Platform, shell};
 use stead_engine_node::sandbox::{
-    ContainerSpec, ExecSpec, FileMount, Resources, RunRefusal, SandboxError, Status, TmpfsMount,
-    ViewState, VolumeMount,
+    ContainerSpec, ExecSpec, FileMount, LogPolicy, Resources, RunRefusal, SandboxError, Status,
+    TmpfsMount, ViewState, VolumeMount,
 };
 
 const GRACE: Duration = Duration::from_secs(10);
@@ -353,5 +353,34 @@ async fn layers_lie_over_each_other() {
         0,
         "the layer is untouched"
     );
+    all.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_output_neither_stalls_nor_fills_the_disk() {
+    const FILE: u64 = 256 * 1024;
+    let mut all = Platform::open("life12", 0).await;
+    all.crash();
+    all.config_mut().log = LogPolicy { max_bytes: FILE, files: 2 };
+    all.reopen().await;
+    let sandbox = all.sandbox("a").await;
+    all.start(&sandbox, all.container("loud", &["yes".into(), "x".repeat(100)])).await;
+    let older = all.log_path("loud.log").with_file_name("loud.log.1");
+    all.until("the log is rotated", async || older.exists()).await;
+    // Others are heard all the same.
+    all.run(&sandbox, all.container("quiet", &shell("echo here"))).await;
+    assert!(all.log("quiet").contains("here"));
+    sandbox.stop("loud", libc::SIGTERM, GRACE).await.unwrap();
+    let files: Vec<_> = std::fs::read_dir(older.parent().unwrap())
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("loud"))
+        .collect();
+    assert_eq!(files.len(), 2);
+    for file in files {
+        assert!(file.metadata().unwrap().len() <= FILE, "{file:?}");
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        assert!(text.lines().all(|line| line.ends_with('x')), "no line is torn");
+    }
     all.close().await;
 }
