@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use stead_engine_node::sandbox::{
-    ContainerSpec, ExecSpec, Host, HostConfig, Resources, Sandbox, SandboxError, SandboxSpec, Timings,
+    ContainerSpec, ExecSpec, Host, HostConfig, Resources, Sandbox, SandboxError, SandboxSpec,
+    Timings,
 };
 
 const GRACE: Duration = Duration::from_secs(5);

@@ -71,11 +71,8 @@ impl Source {
             }
             // Rotated: what was still written to the old file has been read above.
             self.rest(lines)?;
-            *self = Self::open(
-                std::mem::take(&mut self.path),
-                self.instance,
-                self.container.clone(),
-            )?;
+            *self =
+                Self::open(std::mem::take(&mut self.path), self.instance, self.container.clone())?;
         }
     }
 
@@ -219,8 +216,7 @@ mod tests {
     use super::*;
 
     fn write(path: &Path, lines: &[&str]) {
-        let mut file =
-            std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
         for line in lines {
             writeln!(file, "{line}").unwrap();
         }
@@ -231,7 +227,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let one = folder.path().join(file_name(Ordinal(0), &ContainerId("a".into())));
         let two = folder.path().join(file_name(Ordinal(1), &ContainerId("b".into())));
-        write(&one, &["2026-01-01T00:00:01Z stdout F first", "2026-01-01T00:00:03Z stderr F third"]);
+        write(
+            &one,
+            &["2026-01-01T00:00:01Z stdout F first", "2026-01-01T00:00:03Z stderr F third"],
+        );
         write(&two, &["2026-01-01T00:00:02Z stdout F second word"]);
         let query = LogQuery { follow: true, ..LogQuery::default() };
         let mut lines = read(folder.path(), query).unwrap();

@@ -1,9 +1,9 @@
 //! The node engine keeps the contract of every engine: with real Sandboxes, real Containers
 //! and a real registry.
 
-use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use stead_core::engine::Engine;
@@ -24,9 +24,19 @@ struct NodeSubject {
     _dir: tempfile::TempDir,
 }
 
+/// Opens the engine; one before it may need a moment to let go of its locks.
 async fn open(config: &NodeConfig, witness: &Arc<Witness>) -> Arc<NodeEngine> {
-    let engine = NodeEngine::open(config.clone(), witness.clone(), witness.clone());
-    Arc::new(engine.await.expect("the machine can hold Sandboxes"))
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let engine = NodeEngine::open(config.clone(), witness.clone(), witness.clone());
+        match engine.await {
+            Ok(engine) => return Arc::new(engine),
+            Err(error) if error.message.contains("another") && Instant::now() < deadline => {
+                tokio::task::yield_now().await;
+            }
+            Err(error) => panic!("the machine cannot hold Sandboxes: {error}"),
+        }
+    }
 }
 
 impl NodeSubject {
@@ -41,7 +51,6 @@ impl NodeSubject {
                 run_dir: run_dir.clone(),
                 data_dir: data_dir.clone(),
                 name: format!("n{}x{unique}", std::process::id() % 10_000),
-                subnet: Ipv4Addr::new(10, 140, 0, 0),
                 pool: 1,
                 ..HostConfig::default()
             },
@@ -72,7 +81,7 @@ impl Subject for NodeSubject {
     }
 
     fn fit(&self, settings: &mut Manifest) {
-        let probe = serde_json::json!({"http": "/healthz", "timeout": "30s"});
+        let probe = serde_json::json!({"http": "/healthz", "timeout": "3s"});
         let startup: Startup = serde_json::from_value(probe).expect("a probe");
         settings.health.startup = Some(startup);
     }

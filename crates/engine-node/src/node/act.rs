@@ -17,7 +17,7 @@ use stead_core::time::{Micros, Time};
 use super::Shared;
 use super::labels::{ContainerLabels, SandboxLabels};
 use super::pulls::PullWatch;
-use super::spec;
+use super::spec::{self, Order};
 use super::worker::Worker;
 use crate::clock::now;
 use crate::image::{Image, ImageError};
@@ -107,15 +107,10 @@ async fn create_sandbox(
     let Some(release) = release_spec(worker, revision.release) else { return Ok(()) };
     let _permit = worker.shared.setups.acquire().await.expect("the semaphore is never closed");
     let begun = now();
-    let labels = SandboxLabels {
-        app: worker.app.clone(),
-        ordinal,
-        shape: release.shape(),
-        revision,
-    };
+    let labels =
+        SandboxLabels { app: worker.app.clone(), ordinal, shape: release.shape(), revision };
     let sandbox_spec = spec::sandbox(&labels);
-    let sandbox =
-        worker.shared.host.create(sandbox_spec).await.map_err(|error| error.user())?;
+    let sandbox = worker.shared.host.create(sandbox_spec).await.map_err(|error| error.user())?;
     let seen = sandbox_seen(&sandbox, &labels, begun);
     worker.report(|model| {
         model.seen.instances.entry(ordinal).or_default().sandbox = Some(seen);
@@ -126,7 +121,11 @@ async fn create_sandbox(
 }
 
 /// A Sandbox as the planner sees it.
-pub(super) fn sandbox_seen(sandbox: &Sandbox, labels: &SandboxLabels, created: Time) -> SandboxSeen {
+pub(super) fn sandbox_seen(
+    sandbox: &Sandbox,
+    labels: &SandboxLabels,
+    created: Time,
+) -> SandboxSeen {
     SandboxSeen {
         id: stead_core::ids::SandboxId(sandbox.id().to_owned()),
         ip: sandbox.ip(),
@@ -146,7 +145,8 @@ async fn prepare(worker: &Worker, ordinal: Ordinal, revision: Revision) -> Resul
     };
     let _permit = worker.shared.setups.acquire().await.expect("the semaphore is never closed");
     let begun = now();
-    let volumes = spec::volumes(&worker.shared, &worker.app, ordinal, &release, &image)?;
+    let order = Order { app: &worker.app, ordinal, release: &release, image: &image };
+    let volumes = spec::volumes(&worker.shared, order)?;
     if !volumes.is_empty() {
         worker.timed(Some(ordinal), None, Some(revision), PhaseName::Volumes, begun);
     }
@@ -154,8 +154,7 @@ async fn prepare(worker: &Worker, ordinal: Ordinal, revision: Revision) -> Resul
     let port = release.settings.http_port(&spec::exposed_tcp_ports(&image.config));
     let id = spec::container_id(&sandbox, revision, begun);
     let labels = ContainerLabels { revision, port };
-    let container_spec =
-        spec::container(&worker.shared, &worker.app, &id, ordinal, &labels, &release, &image, volumes)?;
+    let container_spec = spec::container(&worker.shared, order, &id, &labels, volumes)?;
     sandbox.prepare(container_spec).await.map_err(|error| error.user())?;
     worker.timed(Some(ordinal), Some(&id), Some(revision), PhaseName::Prepare, begun);
     worker.report(|model| {
@@ -168,11 +167,7 @@ async fn prepare(worker: &Worker, ordinal: Ordinal, revision: Revision) -> Resul
 }
 
 /// The Sandbox and the Revision of a Container that is still known.
-fn held(
-    worker: &Worker,
-    ordinal: Ordinal,
-    id: &ContainerId,
-) -> Option<(Arc<Sandbox>, Revision)> {
+fn held(worker: &Worker, ordinal: Ordinal, id: &ContainerId) -> Option<(Arc<Sandbox>, Revision)> {
     let model = worker.model();
     let (_, container) = model.container(id)?;
     Some((model.sandboxes.get(&ordinal)?.clone(), container.revision))
@@ -278,8 +273,7 @@ async fn stop(
 fn stop_signal(worker: &Worker, revision: Revision) -> i32 {
     let Some(release) = release_spec(worker, revision.release) else { return libc::SIGTERM };
     let given = release.settings.stop_signal.map(|signal| signal.number());
-    let of_image =
-        || spec::image_stop_signal(&worker.shared.images.get(&release.image)?.config);
+    let of_image = || spec::image_stop_signal(&worker.shared.images.get(&release.image)?.config);
     given.or_else(of_image).unwrap_or(libc::SIGTERM)
 }
 

@@ -22,8 +22,7 @@ pub(super) async fn run(
     request: ExecRequest,
 ) -> Result<Exec, UserError> {
     let spec = ExecSpec { argv: request.argv, tty: request.tty, ..ExecSpec::default() };
-    let mut handle =
-        sandbox.exec(container.as_str(), spec).await.map_err(|error| error.user())?;
+    let mut handle = sandbox.exec(container.as_str(), spec).await.map_err(|error| error.user())?;
     let (out, output) = mpsc::channel(64);
     let (input, inputs) = mpsc::unbounded_channel();
     let mut readers = Vec::new();

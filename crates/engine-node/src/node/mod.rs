@@ -7,6 +7,7 @@
 
 mod act;
 mod exec;
+mod intent;
 mod labels;
 mod model;
 mod pulls;
@@ -31,6 +32,7 @@ use stead_core::fleet::{Fleet, FleetSeen};
 use stead_core::ids::{Digest, Ordinal};
 use stead_core::name::AppKey;
 use tokio::sync::broadcast;
+use tokio::task::JoinSet;
 
 use crate::image::{ImageError, ImageStore, Reference, StoreOptions};
 use crate::logs;
@@ -60,6 +62,7 @@ struct Shared {
     events: Arc<dyn Events>,
     hints: broadcast::Sender<AppKey>,
     pulls: pulls::Pulls,
+    intents: intent::Intents,
     /// Sandboxes set up at the same time: more only wait for each other in the kernel.
     setups: tokio::sync::Semaphore,
 }
@@ -68,6 +71,8 @@ struct Shared {
 pub struct NodeEngine {
     shared: Arc<Shared>,
     workers: Arc<Mutex<BTreeMap<AppKey, Arc<Worker>>>>,
+    /// Ends with the engine.
+    follower: JoinSet<()>,
 }
 
 impl NodeEngine {
@@ -79,7 +84,9 @@ impl NodeEngine {
     ) -> Result<Self, UserError> {
         let images = ImageStore::open(&config.data_dir.join("images"), config.images)
             .map_err(UserError::from)?;
-        std::fs::create_dir_all(config.run_dir.join("open")).map_err(|error| {
+        let made = std::fs::create_dir_all(config.run_dir.join("open"));
+        let intents = made.and_then(|()| intent::Intents::open(&config.run_dir));
+        let intents = intents.map_err(|error| {
             UserError::new(
                 Code::MachineUnfit,
                 format!("run folder {} cannot be made: {error}", config.run_dir.display()),
@@ -97,15 +104,18 @@ impl NodeEngine {
             events,
             hints: broadcast::channel(1024).0,
             pulls: pulls::Pulls::default(),
+            intents,
             setups: tokio::sync::Semaphore::new(cores * 2),
         });
-        let engine = Self { shared, workers: Arc::default() };
+        let mut engine = Self { shared, workers: Arc::default(), follower: JoinSet::new() };
         for (app, model) in recover::models(&engine.shared, found).await {
             let worker = Worker::start(app.clone(), model, engine.shared.clone());
             worker.settle_in();
+            worker.look_for_images();
+            worker.watch_unwatched();
             engine.lock().insert(app, worker);
         }
-        tokio::spawn(recover::follow(engine.shared.clone(), engine.workers.clone()));
+        engine.follower.spawn(recover::follow(engine.shared.clone(), engine.workers.clone()));
         Ok(engine)
     }
 
@@ -113,6 +123,7 @@ impl NodeEngine {
     /// stay.
     pub async fn destroy_all(&self) -> Result<(), UserError> {
         for worker in std::mem::take(&mut *self.lock()).into_values() {
+            self.shared.intents.forget(&worker.app);
             worker.end();
         }
         self.shared.host.destroy_all().await.map_err(|error| error.user())
@@ -187,6 +198,7 @@ impl Engine for NodeEngine {
             worker.end();
             self.lock().remove(app);
         }
+        self.shared.intents.forget(app);
         let removed = if volumes { spec::remove_volumes(&self.shared, app) } else { Ok(()) };
         removed.map_err(EngineError::User)
     }

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use stead_core::fleet::{
-    ContainerSeen, ContainerState, Health, InstanceSeen, TrafficState,
-};
+use stead_core::fleet::{ContainerSeen, ContainerState, Health, InstanceSeen, TrafficState};
 use stead_core::ids::ContainerId;
 use stead_core::name::AppKey;
 use tokio::sync::broadcast::error::RecvError;
@@ -34,6 +32,11 @@ pub(super) async fn models(shared: &Shared, found: Vec<Recovered>) -> BTreeMap<A
         let model = models.entry(labels.app.clone()).or_default();
         take_over(shared, model, &labels, &sandbox);
     }
+    for fleet in shared.intents.all() {
+        let model = models.entry(fleet.app.clone()).or_default();
+        model.seen.generation = fleet.generation;
+        model.fleet = Some(fleet);
+    }
     models
 }
 
@@ -53,12 +56,7 @@ fn take_over(shared: &Shared, model: &mut Model, labels: &SandboxLabels, sandbox
         if let Some(port) = known.port {
             model.ports.insert(id.clone(), port);
         }
-        instance.containers.push(ContainerSeen {
-            id,
-            revision: known.revision,
-            state,
-            traffic,
-        });
+        instance.containers.push(ContainerSeen { id, revision: known.revision, state, traffic });
     }
     model.seen.instances.insert(labels.ordinal, instance);
     model.sandboxes.insert(labels.ordinal, sandbox.clone());
@@ -106,9 +104,11 @@ pub(super) async fn follow(
             }
             SandboxEvent::HolderLost { sandbox } => {
                 for worker in all {
-                    let lost = worker.model().sandboxes.iter().find_map(|(ordinal, held)| {
-                        (held.id() == sandbox).then_some(*ordinal)
-                    });
+                    let lost = worker
+                        .model()
+                        .sandboxes
+                        .iter()
+                        .find_map(|(ordinal, held)| (held.id() == sandbox).then_some(*ordinal));
                     if let Some(ordinal) = lost {
                         tokio::spawn(async move { act::lost(&worker, ordinal).await });
                         break;

@@ -16,10 +16,21 @@ use super::Shared;
 use super::labels::{ContainerLabels, SandboxLabels};
 use crate::image::{self, Image, ImageConfig, ImageSummary};
 use crate::logs;
-use crate::sandbox::{self, ContainerSpec, FileMount, Resources, Sandbox, SandboxSpec, VolumeMount};
+use crate::sandbox::{
+    self, ContainerSpec, FileMount, Resources, Sandbox, SandboxSpec, VolumeMount,
+};
 
 /// Where programs are looked for when the image does not say.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What is to run, and as which Instance.
+#[derive(Clone, Copy)]
+pub(super) struct Order<'a> {
+    pub(super) app: &'a AppKey,
+    pub(super) ordinal: Ordinal,
+    pub(super) release: &'a ReleaseSpec,
+    pub(super) image: &'a Image,
+}
 
 /// The Sandbox of an Instance. Its id is never used again: a later Sandbox of the same
 /// Instance was made at another moment.
@@ -77,17 +88,11 @@ pub(super) fn remove_volumes(shared: &Shared, app: &AppKey) -> Result<(), UserEr
 
 /// The Instance's volumes, made where they are missing. A new one belongs to the user the
 /// App runs as.
-pub(super) fn volumes(
-    shared: &Shared,
-    app: &AppKey,
-    ordinal: Ordinal,
-    release: &ReleaseSpec,
-    image: &Image,
-) -> Result<Vec<VolumeMount>, UserError> {
+pub(super) fn volumes(shared: &Shared, order: Order<'_>) -> Result<Vec<VolumeMount>, UserError> {
+    let Order { app, ordinal, release, image } = order;
     let mut mounts = Vec::new();
     for volume in &release.settings.volumes {
-        let host =
-            volumes_of(shared, app).join(volume.name.as_str()).join(ordinal.to_string());
+        let host = volumes_of(shared, app).join(volume.name.as_str()).join(ordinal.to_string());
         if !host.exists() {
             let user = user(release, image)?;
             std::fs::create_dir_all(&host)
@@ -118,8 +123,7 @@ fn disk_code(error: &std::io::Error) -> Code {
 
 fn user(release: &ReleaseSpec, image: &Image) -> Result<image::User, UserError> {
     let named = release.settings.user.as_ref().map(|user| user.as_str());
-    image::resolve_user(&image.layers, named.unwrap_or(&image.config.user))
-        .map_err(UserError::from)
+    image::resolve_user(&image.layers, named.unwrap_or(&image.config.user)).map_err(UserError::from)
 }
 
 /// TCP ports that the image exposes.
@@ -180,14 +184,12 @@ fn env(release: &ReleaseSpec, config: &ImageConfig, port: Option<u16>) -> Vec<(S
 /// What a Container is asked for.
 pub(super) fn container(
     shared: &Shared,
-    app: &AppKey,
+    order: Order<'_>,
     id: &ContainerId,
-    ordinal: Ordinal,
     labels: &ContainerLabels,
-    release: &ReleaseSpec,
-    image: &Image,
     volumes: Vec<VolumeMount>,
 ) -> Result<ContainerSpec, UserError> {
+    let Order { app, ordinal, release, image } = order;
     let settings = &release.settings;
     let user = user(release, image)?;
     let files = settings.files.iter().filter_map(|(path, source)| match source {

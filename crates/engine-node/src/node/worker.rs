@@ -8,7 +8,7 @@
 //! # Caveats
 //! - What an act does once is for the act to ensure; the worker may ask again.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stead_core::engine::{EngineError, Usage};
 use stead_core::event::{Event, Fact, PhaseName};
@@ -19,11 +19,11 @@ use stead_core::ids::{ContainerId, Digest, Ordinal};
 use stead_core::name::AppKey;
 use stead_core::time::Time;
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
+use tokio::task::JoinSet;
 
+use super::Shared;
 use super::act;
 use super::model::{Model, Subject};
-use super::Shared;
 use crate::clock::now;
 use crate::probe::{self, Watched};
 use crate::sandbox::Sandbox;
@@ -34,7 +34,8 @@ pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     model: Mutex<Model>,
     changed: Notify,
-    task: Mutex<Option<AbortHandle>>,
+    /// The loop and the acts under way. They end with the worker, as in a crash.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Worker {
@@ -44,12 +45,16 @@ impl Worker {
             shared,
             model: Mutex::new(model),
             changed: Notify::new(),
-            task: Mutex::default(),
+            tasks: Mutex::default(),
         });
-        let task = tokio::spawn(worker.clone().run());
-        *worker.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            Some(task.abort_handle());
+        worker.spawn(worker.clone().run());
         worker
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
     }
 
     /// Tells what a recovery found: who may get requests, so that gateways and this engine
@@ -71,7 +76,7 @@ impl Worker {
             let subject = Subject::Container(container.id.clone());
             self.model().busy.insert(subject.clone());
             let worker = self.clone();
-            tokio::spawn(async move {
+            self.spawn(async move {
                 act::attach(&worker, ordinal, &container.id).await;
                 worker.report(|model| model.busy.remove(&subject));
             });
@@ -80,10 +85,7 @@ impl Worker {
 
     /// Stops planning and watching. What runs goes on.
     pub(super) fn end(&self) {
-        let task = self.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        if let Some(task) = task {
-            task.abort();
-        }
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         for watch in std::mem::take(&mut self.model().watches).into_values() {
             watch.abort();
         }
@@ -119,7 +121,7 @@ impl Worker {
             tracing::debug!(app = %self.app, %step, "begins");
             model.begin(&step, now);
             let worker = self.clone();
-            tokio::spawn(async move {
+            self.spawn(async move {
                 act::carry_out(&worker, &step).await;
                 worker.report(|model| {
                     model.busy.remove(&subject);
@@ -130,7 +132,7 @@ impl Worker {
     }
 
     pub(super) fn model(&self) -> MutexGuard<'_, Model> {
-        self.model.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a report in, and lets everybody look again.
@@ -146,6 +148,10 @@ impl Worker {
         let known = self.model().seen.generation;
         if fleet.generation < known {
             return Err(EngineError::Stale { given: fleet.generation, known });
+        }
+        if let Err(error) = self.shared.intents.keep(&fleet) {
+            // It costs the engine its memory over a restart, no more.
+            tracing::warn!(app = %self.app, %error, "fleet is not kept");
         }
         self.report(|model| {
             model.seen.generation = fleet.generation;
@@ -165,8 +171,7 @@ impl Worker {
         for digest in wanted {
             if self.shared.images.get(&digest).is_some() {
                 model.image_present(digest);
-            } else if model.seen.images.get(&digest)
-                == Some(&stead_core::fleet::ImageSeen::Present)
+            } else if model.seen.images.get(&digest) == Some(&stead_core::fleet::ImageSeen::Present)
             {
                 model.seen.images.remove(&digest);
             }
@@ -176,7 +181,7 @@ impl Worker {
     }
 
     /// Watches running Containers that nobody watches: after a recovery.
-    fn watch_unwatched(self: &Arc<Self>) {
+    pub(super) fn watch_unwatched(self: &Arc<Self>) {
         let ids: Vec<ContainerId> = {
             let model = self.model();
             let all = model.seen.instances.values().flat_map(|i| &i.containers);
@@ -295,7 +300,8 @@ impl Worker {
         let instances = model.seen.instances.iter();
         instances
             .filter_map(|(ordinal, instance)| {
-                let running = |state: &ContainerState| matches!(state, ContainerState::Running { .. });
+                let running =
+                    |state: &ContainerState| matches!(state, ContainerState::Running { .. });
                 let container = instance.containers.iter().find(|c| running(&c.state))?;
                 Some((*ordinal, model.sandboxes.get(ordinal)?.clone(), container.id.clone()))
             })

@@ -29,7 +29,8 @@ impl Target<'_> {
                 Check::Tcp { port } => self.connect(port.number()).await.map(drop),
                 Check::Http { path, port } => {
                     let port = port.map(|p| p.number()).or(self.port);
-                    let port = port.ok_or("no port: the image exposes none and http.port is not set")?;
+                    let port =
+                        port.ok_or("no port: the image exposes none and http.port is not set")?;
                     self.get(port, path.as_str()).await
                 }
                 Check::Exec { argv } => self.run(argv).await,

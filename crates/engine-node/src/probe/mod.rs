@@ -42,12 +42,7 @@ pub(crate) struct Watched {
 
 impl Watched {
     fn target(&self) -> Target<'_> {
-        Target {
-            sandbox: &self.sandbox,
-            container: &self.container,
-            ip: self.ip,
-            port: self.port,
-        }
+        Target { sandbox: &self.sandbox, container: &self.container, ip: self.ip, port: self.port }
     }
 
     /// What decides that the start is over: the startup probe, else the readiness probe,
