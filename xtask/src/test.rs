@@ -34,9 +34,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         Some(_) => Ok(()),
         None => tidy::run(&tidy::Options::fast(options.quick)),
     };
-    // Inside there is no network: everything is built before. The benchmark programs are not
-    // tests, but they must go on compiling.
-    cargo(["test", "--workspace", "--no-run"]).run()?;
+    // Inside there is no network: everything is built before, by the very commands that run it
+    // there, so that cargo chooses the same features.
+    for suite in suites(options) {
+        cargo(["test", "--no-run"].iter().chain(suite.cargo)).run()?;
+    }
 
     let myself = std::env::current_exe().context("the path of xtask itself")?;
     let mut arguments: Vec<OsString> = vec![myself.into(), "harness-test".into()];
@@ -55,11 +57,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 pub(crate) fn inside(options: &Options) -> anyhow::Result<()> {
     let before = Snapshot::take()?;
     let mut tally = Tally::default();
-    let filter = options.filter.as_deref();
-    tally.run(&["--workspace", "--exclude", "stead"], filter)?;
-    if !options.quick {
-        // End to end: real containers, one platform at a time, so that timings mean something.
-        tally.run(&["--package", "stead", "--", "--test-threads=1"], filter)?;
+    for suite in suites(options) {
+        tally.run(suite, options.filter.as_deref())?;
     }
 
     let after = Snapshot::take()?;
@@ -79,6 +78,25 @@ pub(crate) fn inside(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Tests that run together.
+struct Suite {
+    /// What cargo is told.
+    cargo: &'static [&'static str],
+    /// What the test programs are told.
+    tests: &'static [&'static str],
+}
+
+/// Everything but the end-to-end tests: unit, property, simulation, contract, engine, gateway.
+const PARTS: Suite = Suite { cargo: &["--workspace", "--exclude", "stead"], tests: &[] };
+
+/// End to end: real containers, one platform at a time, so that timings mean something.
+const WHOLE: Suite = Suite { cargo: &["--package", "stead"], tests: &["--", "--test-threads=1"] };
+
+fn suites(options: &Options) -> &'static [Suite] {
+    const BOTH: [Suite; 2] = [PARTS, WHOLE];
+    if options.quick { &BOTH[..1] } else { &BOTH }
+}
+
 /// Tests counted over several runs of cargo.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Tally {
@@ -87,13 +105,10 @@ struct Tally {
 }
 
 impl Tally {
-    fn run(&mut self, arguments: &[&str], filter: Option<&str>) -> anyhow::Result<()> {
-        // The filter stands in front of `--`, where cargo expects it.
-        let split = arguments.iter().position(|word| *word == "--").unwrap_or(arguments.len());
-        let (for_cargo, for_tests) = arguments.split_at(split);
-        let words = ["test", "--offline", "--no-fail-fast"].into_iter();
-        let words = words.chain(for_cargo.iter().copied()).chain(filter);
-        let mut command = cargo(words.chain(for_tests.iter().copied())).into_command();
+    fn run(&mut self, suite: &Suite, filter: Option<&str>) -> anyhow::Result<()> {
+        let words = ["test", "--offline", "--no-fail-fast"].iter().chain(suite.cargo);
+        let words = words.chain(filter.as_ref()).chain(suite.tests);
+        let mut command = cargo(words).into_command();
         let mut child = command.stdout(Stdio::piped()).spawn().context("cargo cannot start")?;
         let output = child.stdout.take().context("cargo has no output")?;
         let before = self.failed;
