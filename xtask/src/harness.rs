@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use rustix::process::{Pid, WaitOptions, wait};
 
-use crate::run::program;
+use crate::run;
 
 /// Says to programs that they are inside, for those that would do harm outside.
 const INSIDE: &str = "STEAD_XTASK_INSIDE";
@@ -30,7 +30,7 @@ pub(crate) struct InitOptions {
 pub(crate) fn enter(command_line: &[OsString]) -> anyhow::Result<()> {
     let myself = std::env::current_exe().context("the path of xtask itself")?;
     let unshare = ["--mount", "--pid", "--net", "--fork", "--kill-child", "--mount-proc"];
-    let mut command = program("unshare", unshare).into_command();
+    let mut command = run::program("unshare", unshare).into_command();
     command.arg(&myself).args(["harness-init", "--"]).args(command_line);
     let status =
         command.env(INSIDE, "1").status().context("unshare (util-linux) cannot be started")?;
@@ -45,9 +45,9 @@ pub(crate) fn enter(command_line: &[OsString]) -> anyhow::Result<()> {
 /// # Errors
 /// When the command cannot be started or fails.
 pub(crate) fn init(options: &InitOptions) -> anyhow::Result<()> {
-    program("ip", ["link", "set", "lo", "up"]).run()?;
+    run::program("ip", ["link", "set", "lo", "up"]).run()?;
     // Run-time files in there belong to this run alone.
-    program("mount", ["-t", "tmpfs", "-o", "mode=755", "stead-xtask", "/run"]).run()?;
+    run::program("mount", ["-t", "tmpfs", "-o", "mode=755", "stead-xtask", "/run"]).run()?;
     let (program, arguments) = options.command.split_first().context("there is nothing to run")?;
     let child = Command::new(program).args(arguments).spawn().context("it cannot be started")?;
     let child = Pid::from_child(&child);
