@@ -55,6 +55,13 @@ pub(crate) fn image(name: &str, tag: &str) -> String {
     reference
 }
 
+/// A reference to an image that the catalogue does not have.
+pub(crate) fn push(name: &str, tag: &str, image: &stead_testkit::images::Image) -> String {
+    let images = images();
+    images.registry.push(name, tag, image).expect("the registry takes it");
+    images.registry.reference(name, tag)
+}
+
 /// Spoils a blob in the registry's store.
 pub(crate) fn corrupt(digest: &str) {
     images().registry.corrupt(digest).expect("the blob is there");
@@ -64,6 +71,8 @@ pub(crate) fn corrupt(digest: &str) {
 pub(crate) struct Platform {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) http: SocketAddr,
+    /// The data folder is a small disk of its own.
+    disk: bool,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -107,9 +116,22 @@ fn free_port() -> SocketAddr {
 impl Platform {
     /// Starts one with an empty state.
     pub(crate) fn start() -> Self {
+        Self::start_on(None)
+    }
+
+    /// Starts one whose data folder holds no more than so many mebibytes.
+    pub(crate) fn start_on(disk_mib: Option<u32>) -> Self {
         let turn = turn();
         let dir = tempfile::Builder::new().prefix("stead-e2e-").tempdir().expect("a folder");
-        let platform = Self { dir, http: free_port(), _turn: turn };
+        if let Some(size) = disk_mib {
+            let data = dir.path().join("data");
+            std::fs::create_dir(&data).expect("the folder is empty");
+            let size = format!("size={size}m");
+            let mut mount = Command::new("mount");
+            mount.args(["-t", "tmpfs", "-o", &size, "stead-e2e"]).arg(&data);
+            assert!(mount.status().expect("mount runs").success());
+        }
+        let platform = Self { dir, http: free_port(), disk: disk_mib.is_some(), _turn: turn };
         platform.up();
         platform
     }
@@ -208,6 +230,12 @@ impl Platform {
 impl Drop for Platform {
     fn drop(&mut self) {
         let down = self.stead(&["down", "--all"]);
+        if self.disk {
+            let gone = Command::new("umount").arg(self.dir.path().join("data")).status();
+            if !gone.is_ok_and(|status| status.success()) {
+                eprintln!("the test's disk is still in use");
+            }
+        }
         let left = left_behind(self.dir.path());
         if std::thread::panicking() {
             show_logs(&self.dir.path().join("data/log"));

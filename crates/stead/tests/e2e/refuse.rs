@@ -1,8 +1,10 @@
 //! What goes wrong must leave the old version serving, and say what to do.
 
-use stead_testkit::images::{self, Catalogue};
+use std::sync::Arc;
 
-use crate::platform::{Platform, corrupt, eventually, image};
+use stead_testkit::images::{self, Catalogue, Image, LayerBuilder, Settings};
+
+use crate::platform::{Platform, corrupt, eventually, image, push};
 
 fn serving_one() -> Platform {
     let platform = Platform::start();
@@ -69,6 +71,27 @@ fn an_image_that_lies_about_its_digest_touches_nothing() {
     let spoiled = Catalogue::new().image("trivial", "spoiled").unwrap();
     corrupt(&images::digest(&spoiled.layers.last().unwrap().bytes));
     refused(&platform, &["deploy", &reference, "--app", "web"], 1, "STEAD-I004");
+}
+
+#[test]
+fn an_image_for_which_the_disk_has_no_room_touches_nothing() {
+    let platform = Platform::start_on(Some(48));
+    platform.stead(&["deploy", &image("trivial", "1"), "--app", "web"]).expect(0);
+    // Bytes that do not compress: a multiplicative generator's upper bits.
+    let mut state = 1u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    })
+    .take(80 << 20)
+    .collect();
+    let layer = LayerBuilder::new().file("/noise", 0o644, &noise).build();
+    let settings = Settings::run(["/hello"]).port(8080);
+    let big = Image::new(vec![Arc::new(layer)], &settings);
+    let big = push("trivial", "big", &big);
+    refused(&platform, &["deploy", &big, "--app", "web"], 1, "STEAD-I006");
+    // What was begun is gone again: there is room for the next one.
+    platform.stead(&["deploy", &image("trivial", "2"), "--app", "web"]).expect(0);
 }
 
 #[test]
