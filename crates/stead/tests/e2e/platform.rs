@@ -211,7 +211,7 @@ impl Platform {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
             let line = std::fs::read(entry.path().join("cmdline")).ok()?;
             let args: Vec<_> = line.split(|byte| *byte == 0).collect();
-            let is_ours = args.iter().any(|arg| *arg == run.as_bytes());
+            let is_ours = args.contains(&run.as_bytes());
             (is_ours && args.get(1) == Some(&role.as_bytes())).then_some(pid)
         })
         .collect()
