@@ -70,6 +70,9 @@ pub(crate) fn inside(options: &Options) -> anyhow::Result<()> {
     if !leftovers.is_empty() {
         tally.failed += 1;
     }
+    if tally == Tally::default() {
+        bail!("no test ran: nothing has this name");
+    }
     println!("\n{} passed, {} failed", tally.passed, tally.failed);
     if tally.failed > 0 {
         // The closing line stays the last one.
