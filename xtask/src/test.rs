@@ -34,11 +34,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         Some(_) => Ok(()),
         None => tidy::run(&tidy::Options::fast(options.quick)),
     };
-    // Inside there is no network: everything is built before, by the very commands that run it
+    // Inside there is no network: everything is built before, by the very selection that runs
     // there, so that cargo chooses the same features.
-    for suite in suites(options) {
-        cargo(["test", "--no-run"].iter().chain(suite.cargo)).run()?;
-    }
+    cargo(["test", "--no-run"].iter().chain(selection(options))).run()?;
 
     let myself = std::env::current_exe().context("the path of xtask itself")?;
     let mut arguments: Vec<OsString> = vec![myself.into(), "harness-test".into()];
@@ -57,9 +55,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 pub(crate) fn inside(options: &Options) -> anyhow::Result<()> {
     let before = Snapshot::take()?;
     let mut tally = Tally::default();
-    for suite in suites(options) {
-        tally.run(suite, options.filter.as_deref())?;
-    }
+    tally.run(selection(options), options.filter.as_deref())?;
 
     let after = Snapshot::take()?;
     let leftovers = after.leftovers_since(&before);
@@ -81,23 +77,11 @@ pub(crate) fn inside(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tests that run together.
-struct Suite {
-    /// What cargo is told.
-    cargo: &'static [&'static str],
-    /// What the test programs are told.
-    tests: &'static [&'static str],
-}
-
-/// Everything but the end-to-end tests: unit, property, simulation, contract, engine, gateway.
-const PARTS: Suite = Suite { cargo: &["--workspace", "--exclude", "stead"], tests: &[] };
-
-/// End to end: real containers, one platform at a time, so that timings mean something.
-const WHOLE: Suite = Suite { cargo: &["--package", "stead"], tests: &["--", "--test-threads=1"] };
-
-fn suites(options: &Options) -> &'static [Suite] {
-    const BOTH: [Suite; 2] = [PARTS, WHOLE];
-    if options.quick { &BOTH[..1] } else { &BOTH }
+/// What cargo is told to select. Everything is one selection: another would unify features
+/// differently and build the dependencies a second time. The end-to-end program takes its
+/// platforms one at a time by itself.
+fn selection(options: &Options) -> &'static [&'static str] {
+    if options.quick { &["--workspace", "--exclude", "stead"] } else { &["--workspace"] }
 }
 
 /// Tests counted over several runs of cargo.
@@ -108,9 +92,9 @@ struct Tally {
 }
 
 impl Tally {
-    fn run(&mut self, suite: &Suite, filter: Option<&str>) -> anyhow::Result<()> {
-        let words = ["test", "--offline", "--no-fail-fast"].iter().chain(suite.cargo);
-        let words = words.chain(filter.as_ref()).chain(suite.tests);
+    fn run(&mut self, selection: &[&str], filter: Option<&str>) -> anyhow::Result<()> {
+        let words = ["test", "--offline", "--no-fail-fast"].iter().chain(selection);
+        let words = words.chain(filter.as_ref());
         let mut command = cargo(words).into_command();
         let mut child = command.stdout(Stdio::piped()).spawn().context("cargo cannot start")?;
         let output = child.stdout.take().context("cargo has no output")?;

@@ -28,8 +28,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use stead_core::ids::Digest;
 use stead_core::time::Time;
 use tokio::sync::watch;
@@ -44,6 +46,9 @@ use super::manifest::Platform;
 use super::registry::{Registry, RegistryOptions};
 use super::scratch::{Scratch, remove_tree};
 use super::unpack::{Limits, Summary};
+
+/// How long another process may take to let go of a store.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How an [`ImageStore`] works.
 #[derive(Debug, Clone)]
@@ -127,6 +132,21 @@ struct State {
     pins: HashMap<Digest, usize>,
 }
 
+/// Locks, waiting for a moment: a killed `serve` may have a child that is not yet at its
+/// `execve` and so still holds a copy of the lock.
+fn wait_for(lock: &File) -> io::Result<()> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                // Paces a retry.
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => return other.map_err(io::Error::from),
+        }
+    }
+}
+
 impl ImageStore {
     /// Opens the store in `root`, making it if there is none. Removes what an earlier process
     /// left unfinished.
@@ -147,9 +167,7 @@ impl ImageStore {
         fs::set_permissions(root, fs::Permissions::from_mode(0o700))
             .map_err(failed("cannot be closed"))?;
         let lock = File::create(root.join("lock")).map_err(failed("cannot be locked"))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(io::Error::from)
-            .map_err(failed("is used by another process"))?;
+        wait_for(&lock).map_err(failed("is used by another process"))?;
         let cannot_read = || failed("cannot be read");
         for entry in fs::read_dir(root.join("tmp")).map_err(cannot_read())? {
             let entry = entry.map_err(cannot_read())?;
