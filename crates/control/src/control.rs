@@ -136,6 +136,7 @@ impl Control {
         let ledgers = Arc::new(Ledgers::load(&store)?);
         let news = Arc::new(News { ledgers: Arc::clone(&ledgers) });
         let publisher = Publisher::new(epoch, news);
+        publisher.expect(ledgers.gateways());
         Ok(Self { config, store, publisher, ledgers, events })
     }
 

@@ -83,6 +83,11 @@ impl Ledgers {
         Ok(Self { books: Mutex::new(books) })
     }
 
+    /// The pids of the gateways that have reported requests and were not seen to end.
+    pub(crate) fn gateways(&self) -> Vec<u32> {
+        self.lock().gateways.keys().map(|id| id.pid).collect()
+    }
+
     /// Books a report.
     pub(crate) fn report(&self, pid: u32, report: Report) {
         let mut books = self.lock();

@@ -108,6 +108,7 @@ impl Publisher {
                 drained: Default::default(),
             },
         );
+        // Whoever else was known before is still missed.
         state.missed.retain(|(missed, _)| missed.is_some_and(|missed| missed != pid));
         if !state.held {
             state.flush();
@@ -145,8 +146,10 @@ impl Publisher {
             // It knows of changes that this serve has forgotten: its table is replaced.
             tracing::warn!(%generation, %published, "gateway is ahead; its table is replaced");
             state.overtake(generation);
-            state.flush();
-            state.greet_all();
+            if !state.held {
+                state.flush();
+                state.greet_all();
+            }
         } else {
             gateway.acked = gateway.acked.max(generation);
         }

@@ -94,6 +94,13 @@ impl Publisher {
         })
     }
 
+    /// Awaits the return of gateways that an earlier `serve` knew, by their pids: one that hands
+    /// over has connections of its own, and the first to return does not speak for it.
+    pub(crate) fn expect(&self, pids: impl IntoIterator<Item = u32>) {
+        let since = Instant::now();
+        self.lock().missed.extend(pids.into_iter().map(|pid| (Some(pid), since)));
+    }
+
     /// Begins to publish.
     pub(crate) fn release(&self) {
         let mut state = self.lock();
@@ -162,7 +169,7 @@ impl Publisher {
     }
 
     /// Publishes what is pending of `app` and waits for the acknowledgements.
-    async fn acknowledged(&self, app: &AppKey) -> Generation {
+    async fn acknowledged(&self, app: &AppKey) {
         // Others that change the same App right now go out in the same line.
         tokio::task::yield_now().await;
         self.until(|state| !state.held || state.gateways.is_empty()).await;
@@ -186,7 +193,16 @@ impl Publisher {
             drop(state);
             self.moved.notify_waiters();
         }
-        generation
+    }
+
+    /// Publishes what is pending of `app` and waits until every gateway that may send requests
+    /// has acknowledged it, those included that had to connect again for it.
+    async fn agreed(&self, app: &AppKey) {
+        self.acknowledged(app).await;
+        if !self.lock().missed.is_empty() {
+            self.everyone_is_here().await;
+            self.acknowledged(app).await;
+        }
     }
 
     /// Waits until every gateway that may still send requests is connected or given up.
@@ -243,10 +259,12 @@ impl State {
         self.gateways.values().all(|gateway| gateway.acked >= generation)
     }
 
-    fn drained(&self, container: &ContainerId, since: Generation) -> bool {
-        self.gateways
-            .values()
-            .all(|gateway| gateway.drained.get(container).is_some_and(|seen| *seen >= since))
+    /// Whether no gateway has a request of a Container open, or it is not routed any more.
+    fn drained(&self, app: &AppKey, container: &ContainerId) -> bool {
+        let since = self.table.draining_since(app, container);
+        let seen = |gateway: &Gateway| gateway.drained.get(container).copied();
+        !self.table.holds(app, container)
+            || self.gateways.values().all(|gateway| seen(gateway).is_some_and(|at| at >= since))
     }
 }
 
@@ -267,13 +285,7 @@ pub(crate) fn process_lives(pid: u32) -> bool {
 #[async_trait]
 impl Traffic for Publisher {
     async fn attach(&self, app: &AppKey, backend: Backend) {
-        {
-            let mut state = self.lock();
-            for gateway in state.gateways.values_mut() {
-                gateway.drained.remove(&backend.container);
-            }
-            state.table.attach(app, backend);
-        }
+        self.lock().table.attach(app, backend);
         self.moved.notify_waiters();
         self.acknowledged(app).await;
     }
@@ -284,13 +296,20 @@ impl Traffic for Publisher {
             // Nothing was ever sent to it by this `serve`. An earlier one may have: what is
             // not in the table published since is known to no gateway once that is
             // acknowledged.
-            self.acknowledged(app).await;
-            self.everyone_is_here().await;
+            self.agreed(app).await;
             return Drained { clean: true };
         }
-        let since = self.acknowledged(app).await;
-        self.everyone_is_here().await;
-        let drained = self.until(|state| state.drained(container, since));
+        self.agreed(app).await;
+        let drained = async {
+            loop {
+                // Of a gateway that is missed nothing is known, also when it is the only one.
+                self.until(|state| !state.missed.is_empty() || state.drained(app, container)).await;
+                if self.lock().missed.is_empty() {
+                    return;
+                }
+                self.everyone_is_here().await;
+            }
+        };
         let clean = tokio::time::timeout_at(deadline, drained).await.is_ok();
         let mut state = self.lock();
         state.table.gone(app, container);

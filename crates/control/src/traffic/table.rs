@@ -26,6 +26,9 @@ struct Entry {
 struct Member {
     backend: Backend,
     state: Membership,
+    /// The generation that last began to drain it. A gateway that saw it empty in an older one
+    /// says nothing about this drain; one that saw it then or later is not asked again.
+    draining_since: Generation,
 }
 
 /// Whether an attached Container takes requests.
@@ -77,7 +80,9 @@ impl Table {
         let entry = self.apps.entry(app.clone()).or_default();
         // A successor takes the place of those that are gone: one change.
         entry.backends.retain(|_, member| member.state != Membership::Gone);
-        let member = Member { backend, state: Membership::Open };
+        let known = entry.backends.get(&backend.container);
+        let draining_since = known.map_or(Generation(0), |member| member.draining_since);
+        let member = Member { backend, state: Membership::Open, draining_since };
         entry.backends.insert(member.backend.container.clone(), member);
         self.dirty.insert(app.clone());
     }
@@ -88,10 +93,13 @@ impl Table {
         member.is_some_and(|member| member.state != Membership::Gone)
     }
 
-    /// Sends a Container no new requests. False when it is not known.
+    /// Sends a Container no new requests. False when it is not known, or gone.
     pub(super) fn drain(&mut self, app: &AppKey, container: &ContainerId) -> bool {
         let member = self.apps.get_mut(app).and_then(|entry| entry.backends.get_mut(container));
         let Some(member) = member else { return false };
+        if member.state == Membership::Gone {
+            return false;
+        }
         if member.state == Membership::Open {
             member.state = Membership::Draining;
             self.dirty.insert(app.clone());
@@ -113,6 +121,12 @@ impl Table {
             entry.backends.retain(|_, member| member.state != Membership::Gone);
             self.dirty.insert(app.clone());
         }
+    }
+
+    /// The published generation that began to drain a Container.
+    pub(super) fn draining_since(&self, app: &AppKey, container: &ContainerId) -> Generation {
+        let member = self.apps.get(app).and_then(|entry| entry.backends.get(container));
+        member.map_or(Generation(0), |member| member.draining_since)
     }
 
     /// Generation of the last published change of an App.
@@ -142,6 +156,7 @@ impl Table {
             }
             self.generation = self.generation.next();
             entry.generation = self.generation;
+            entry.note_drains(self.generation);
             entry.published.clone_from(&routes);
             if routes.is_none() {
                 self.apps.remove(&app);
@@ -163,6 +178,21 @@ impl Table {
 }
 
 impl Entry {
+    /// `generation` is about to be published: it begins to drain what was not published as
+    /// draining before.
+    fn note_drains(&mut self, generation: Generation) {
+        let published = self.published.iter().flat_map(|routes| &routes.backends);
+        let drains: BTreeSet<&ContainerId> = published
+            .filter(|backend| backend.state == BackendState::Draining)
+            .map(|backend| &backend.container)
+            .collect();
+        for (container, member) in &mut self.backends {
+            if member.state != Membership::Open && !drains.contains(container) {
+                member.draining_since = generation;
+            }
+        }
+    }
+
     /// What the gateway shall know; `None` when nothing of the App is left to say.
     fn routes(&self) -> Option<AppRoutes> {
         let backends: Vec<routes::Backend> = self.backends.values().map(Member::routed).collect();

@@ -1,6 +1,7 @@
 //! The publisher against gateways that say what a test wants them to say.
 
 use super::*;
+use futures_util::FutureExt;
 use stead_core::fleet::Revision;
 use stead_core::ids::{Ordinal, ReleaseNo};
 use stead_core::manifest::Park;
@@ -317,6 +318,91 @@ async fn a_gateway_that_lost_its_connection_is_awaited() {
     not_yet(&mut detached).await;
     back.drained("a").await;
     assert!(soon(detached).await.clean);
+}
+
+#[tokio::test]
+async fn a_gateway_that_loses_its_connection_while_it_drains_is_not_taken_for_drained() {
+    let (bench, mut gateway) = Bench::with_gateway().await;
+    let attached = bench.attach("a");
+    gateway.hear().await;
+    gateway.ack().await;
+    soon(attached).await;
+    let mut detached = bench.detach("a", PATIENCE);
+    gateway.hear().await;
+    gateway.ack().await;
+    not_yet(&mut detached).await; // it waits for the drain now
+    drop(gateway);
+    not_yet(&mut detached).await;
+    let mut back = bench.gateway(std::process::id(), 0).await;
+    back.hear().await;
+    back.ack().await;
+    not_yet(&mut detached).await;
+    back.drained("a").await;
+    assert!(soon(detached).await.clean);
+}
+
+#[tokio::test]
+async fn after_a_restart_of_serve_every_gateway_it_knew_is_awaited() {
+    let bench = Bench::new(1);
+    bench.publisher.expect([1, std::process::id()]);
+    bench.publisher.release();
+    bench.publisher.route(&app(), Some(routing()));
+    let mut one = bench.gateway(std::process::id(), 0).await;
+    one.hear().await;
+    one.ack().await;
+    let attached = bench.attach("a");
+    one.hear().await;
+    one.ack().await;
+    soon(attached).await;
+    let mut detached = bench.detach("a", PATIENCE);
+    one.hear().await;
+    one.ack().await;
+    one.drained("a").await;
+    not_yet(&mut detached).await;
+    let mut two = bench.gateway(1, 0).await;
+    two.hear().await;
+    two.ack().await;
+    not_yet(&mut detached).await;
+    two.drained("a").await;
+    assert!(soon(detached).await.clean);
+}
+
+#[tokio::test]
+async fn a_drain_seen_before_another_change_of_the_app_counts() {
+    let (bench, mut gateway) = Bench::with_gateway().await;
+    let attached = bench.attach("a");
+    gateway.hear().await;
+    gateway.ack().await;
+    soon(attached).await;
+    // Its drain is published by somebody else's change, which another one follows.
+    let (app, a) = (app(), id("a"));
+    let mut detached = bench.publisher.detach(&app, &a, PATIENCE);
+    assert!((&mut detached).now_or_never().is_none());
+    bench.publisher.route(&app, Some(Routing { stopped: true, ..routing() }));
+    gateway.hear().await;
+    gateway.ack().await;
+    gateway.drained("a").await;
+    bench.publisher.route(&app, Some(routing()));
+    gateway.hear().await;
+    gateway.ack().await;
+    let drained = tokio::time::timeout(PATIENCE / 2, detached).await;
+    assert!(drained.expect("it was drained all the time").clean);
+}
+
+#[tokio::test]
+async fn what_is_drained_is_drained_when_it_is_asked_for_again() {
+    let (bench, mut gateway) = Bench::with_gateway().await;
+    let attached = bench.attach("a");
+    gateway.hear().await;
+    gateway.ack().await;
+    soon(attached).await;
+    let detached = bench.detach("a", PATIENCE);
+    gateway.hear().await;
+    gateway.ack().await;
+    gateway.drained("a").await;
+    soon(detached).await;
+    let again = tokio::time::timeout(PATIENCE / 2, bench.detach("a", PATIENCE)).await;
+    assert!(again.expect("nobody would say so again").unwrap().clean);
 }
 
 #[tokio::test(start_paused = true)]
