@@ -101,11 +101,13 @@ impl ReleaseCounters {
     }
 
     fn read(&self, release: ReleaseNo) -> ReleaseReport {
+        // Before what was received: none moves that was not received.
+        let moved = self.moved.load(Relaxed);
         ReleaseReport {
             release,
             received: self.received.load(Relaxed),
             parked: self.parked.load(Relaxed),
-            moved: self.moved.load(Relaxed),
+            moved,
             in_flight: self.in_flight.load(Relaxed),
             outcomes: self.outcomes.read(),
             answered: std::array::from_fn(|class| self.answered[class].load(Relaxed)),

@@ -17,7 +17,10 @@ pub(super) struct AppCounters {
 /// The counters of one Release in one gateway that are booked.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(super) struct ReleaseCounters {
+    /// Requests given to a Backend, those that moved on included.
     received: u64,
+    #[serde(default)]
+    moved: u64,
     #[serde(default)]
     parked: u64,
     pub(super) in_flight: u64,
@@ -41,14 +44,22 @@ pub(super) fn book(
     totals: &mut BTreeMap<ReleaseNo, Ledger>,
 ) -> Vec<ReleaseNo> {
     let mut changed = Vec::new();
+    // What the gateway does not count any more begins at zero when it comes again.
+    last.releases.retain(|number, _| report.releases.iter().any(|one| one.release == *number));
     for release in &report.releases {
         let last = last.releases.entry(release.release).or_default();
         let new = ReleaseCounters::of(release);
         if *last == new {
             continue;
         }
+        if new.received < last.received {
+            *last = ReleaseCounters::default();
+        }
         let total = totals.entry(release.release).or_default();
-        total.received += since(last.received, new.received);
+        // One that moved on is counted by the Backend that took it in the end. It may have been
+        // booked here before it moved, so what is booked may also become less.
+        let received = total.received + (new.received - last.received);
+        total.received = received.saturating_sub(since(last.moved, new.moved));
         total.parked += since(last.parked, new.parked);
         last.ended.difference(&new.ended, total);
         *last = new;
@@ -56,6 +67,9 @@ pub(super) fn book(
     }
     let unsent = Ended::of(&report.unsent);
     if last.unsent != unsent {
+        if unsent.total() < last.unsent.total() {
+            last.unsent = Ended::default();
+        }
         let total = totals.entry(shown).or_default();
         total.received += last.unsent.difference(&unsent, total);
         last.unsent = unsent;
@@ -67,8 +81,8 @@ pub(super) fn book(
 impl ReleaseCounters {
     fn of(report: &ReleaseReport) -> Self {
         Self {
-            // One that moved on is counted by the Backend that took it in the end.
-            received: report.received.saturating_sub(report.moved),
+            received: report.received,
+            moved: report.moved,
             parked: report.parked,
             in_flight: report.in_flight,
             ended: Ended::of(&report.outcomes),
@@ -83,6 +97,10 @@ impl Ended {
             client_aborted: outcomes.client_aborted,
             failed: outcomes.failed.iter().map(|(r, n)| (r.as_str().to_owned(), *n)).collect(),
         }
+    }
+
+    fn total(&self) -> u64 {
+        self.completed + self.client_aborted + self.failed.values().sum::<u64>()
     }
 
     /// Adds to `total` what `new` has more than this. Gives how many requests that are.
@@ -103,7 +121,7 @@ impl Ended {
     }
 }
 
-/// What a counter grew by. One that is smaller than before began anew.
+/// What a counter grew by. It never becomes smaller while a gateway counts.
 fn since(last: u64, now: u64) -> u64 {
-    if now >= last { now - last } else { now }
+    now.saturating_sub(last)
 }

@@ -98,6 +98,13 @@ impl Ledgers {
         let Books { totals, gateways, shown, changed, changed_gateways } = &mut *books;
         let counters =
             gateways.entry(gateway).or_insert_with(|| Counters { gateway, apps: BTreeMap::new() });
+        // What the gateway does not count any more begins at zero when it comes again.
+        let counted: BTreeSet<&AppKey> = report.apps.iter().map(|app| &app.app).collect();
+        let before = counters.apps.len();
+        counters.apps.retain(|app, _| counted.contains(app));
+        if counters.apps.len() < before {
+            changed_gateways.insert(gateway);
+        }
         for app in report.apps {
             // Gone, or not known yet: what is not booked now is in the next difference.
             let Some(shown) = shown.get(&app.app).copied() else { continue };
@@ -140,15 +147,24 @@ impl Ledgers {
 
     /// Stores what has changed, and settles the accounts of gateways that have ended.
     pub(crate) async fn persist(&self, store: &Store) -> Result<(), StoreError> {
-        let writes = {
+        let (writes, releases, gateways) = {
             let mut books = self.lock();
             books.settle(|id| !process_lives(id.pid));
-            books.writes()?
+            let writes = books.writes()?;
+            let releases = std::mem::take(&mut books.changed);
+            (writes, releases, std::mem::take(&mut books.changed_gateways))
         };
         if writes.is_empty() {
             return Ok(());
         }
-        store.commit(writes).await
+        let done = store.commit(writes).await;
+        if done.is_err() {
+            // Totals and what they were reckoned from must not be stored one without the other.
+            let mut books = self.lock();
+            books.changed.extend(releases);
+            books.changed_gateways.extend(gateways);
+        }
+        done
     }
 
     fn lock(&self) -> MutexGuard<'_, Books> {
@@ -176,15 +192,16 @@ impl Books {
         }
     }
 
-    fn writes(&mut self) -> Result<Vec<Write>, StoreError> {
+    /// What brings the store up to date.
+    fn writes(&self) -> Result<Vec<Write>, StoreError> {
         let mut writes = Vec::new();
-        for (app, number) in std::mem::take(&mut self.changed) {
-            if let Some(total) = self.totals.get(&app).and_then(|of| of.get(&number)) {
-                writes.push(Write::set(release_key(&app, number), total)?);
+        for (app, number) in &self.changed {
+            if let Some(total) = self.totals.get(app).and_then(|of| of.get(number)) {
+                writes.push(Write::set(release_key(app, *number), total)?);
             }
         }
-        for id in std::mem::take(&mut self.changed_gateways) {
-            writes.push(match self.gateways.get(&id) {
+        for id in &self.changed_gateways {
+            writes.push(match self.gateways.get(id) {
                 Some(counters) => Write::set(id.key(), counters)?,
                 None => Write::clear(Kind::Counters, id.key()),
             });

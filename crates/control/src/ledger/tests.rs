@@ -104,3 +104,58 @@ async fn a_deleted_app_leaves_nothing_behind() {
     ledgers.persist(&store).await.unwrap();
     assert!(store.keys(Kind::Ledger, "").unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn a_request_that_moves_on_after_it_was_booked_is_booked_once() {
+    let (_dir, store) = open();
+    let ledgers = Ledgers::load(&store).unwrap();
+    ledgers.show(&app(), ReleaseNo(1));
+    let counted = |received, moved, in_flight| {
+        let mut report = report(7, 10, in_flight, 0);
+        let release = &mut report.apps[0].releases[0];
+        (release.received, release.moved) = (received, moved);
+        report
+    };
+    ledgers.report(1, counted(11, 0, 1));
+    assert_eq!(only(&ledgers).received, 11);
+    ledgers.report(1, counted(11, 1, 0));
+    let ledger = only(&ledgers);
+    assert_eq!(ledger.received, 10);
+    assert!(ledger.balances(), "{ledger:?}");
+}
+
+#[tokio::test]
+async fn what_a_gateway_counts_anew_is_booked_from_zero() {
+    let (_dir, store) = open();
+    let ledgers = Ledgers::load(&store).unwrap();
+    ledgers.show(&app(), ReleaseNo(1));
+    ledgers.report(1, report(7, 10, 0, 2));
+    // The App was deleted and the gateway forgot it; then it is deployed again.
+    ledgers.forget(&app());
+    let nothing = Report { apps: Vec::new(), ..report(7, 0, 0, 0) };
+    ledgers.report(1, nothing);
+    ledgers.show(&app(), ReleaseNo(1));
+    ledgers.report(1, report(7, 15, 0, 3));
+    let ledger = only(&ledgers);
+    assert_eq!((ledger.received, ledger.completed, ledger.failed["park_timeout"]), (18, 15, 3));
+    assert!(ledger.balances(), "{ledger:?}");
+    // So fast that no report fell in between.
+    ledgers.report(1, report(7, 4, 1, 0));
+    let ledger = only(&ledgers);
+    assert_eq!((ledger.completed, ledger.in_flight), (19, 1));
+    assert!(ledger.balances(), "{ledger:?}");
+}
+
+#[tokio::test]
+async fn what_could_not_be_stored_is_stored_the_next_time() {
+    let (dir, store) = open();
+    let ledgers = Ledgers::load(&store).unwrap();
+    ledgers.show(&app(), ReleaseNo(1));
+    ledgers.report(std::process::id(), report(7, 10, 0, 0));
+    let spoiler = rusqlite::Connection::open(dir.path().join("state.db")).unwrap();
+    spoiler.execute_batch("ALTER TABLE document RENAME TO hidden").unwrap();
+    ledgers.persist(&store).await.unwrap_err();
+    spoiler.execute_batch("ALTER TABLE hidden RENAME TO document").unwrap();
+    ledgers.persist(&store).await.unwrap();
+    assert_eq!(only(&Ledgers::load(&store).unwrap()).completed, 10);
+}
