@@ -13,6 +13,9 @@ use tokio::net::TcpStream;
 
 use crate::sandbox::{ExecSpec, Sandbox};
 
+/// Bytes read of an answer's body.
+const LONGEST_BODY: usize = 64 * 1024;
+
 /// Who is asked.
 pub(super) struct Target<'a> {
     pub(super) sandbox: &'a Arc<Sandbox>,
@@ -60,9 +63,15 @@ impl Target<'_> {
         let answer = async {
             let answer = sender.send_request(request).await.map_err(|e| e.to_string())?;
             let status = answer.status();
-            // Read to the end: an App may log a connection cut short as an error.
+            // Read to the end: an App may log a connection cut short as an error. One that has
+            // so much to say has answered all the same.
             let mut body = answer.into_body();
-            while let Some(Ok(_)) = body.frame().await {}
+            let mut read = 0;
+            while read < LONGEST_BODY
+                && let Some(Ok(frame)) = body.frame().await
+            {
+                read += frame.data_ref().map_or(0, Bytes::len);
+            }
             match status.as_u16() {
                 200..400 => Ok(()),
                 _ => Err(format!("GET {path} answered {status}")),

@@ -45,12 +45,18 @@ impl Watched {
         Target { sandbox: &self.sandbox, container: &self.container, ip: self.ip, port: self.port }
     }
 
-    /// What decides that the start is over: the startup probe, else the readiness probe,
-    /// else a connection to the port. `None`: that it runs is all there is to know.
+    /// What decides that the start is over: the startup probe, else what decides that it is
+    /// ready.
     fn start_check(&self) -> Option<(Check, Duration)> {
-        if let Some(startup) = &self.health.startup {
-            return Some((startup.check.clone(), startup.period.duration()));
+        match &self.health.startup {
+            Some(startup) => Some((startup.check.clone(), startup.period.duration())),
+            None => self.ready_check(),
         }
+    }
+
+    /// The readiness probe, else a connection to the port. `None`: that it runs is all there is
+    /// to know.
+    fn ready_check(&self) -> Option<(Check, Duration)> {
         if let Some(readiness) = &self.health.readiness {
             return Some((readiness.check.clone(), LONGEST_PAUSE));
         }
@@ -62,16 +68,22 @@ impl Watched {
 /// Watches a Container until the task is dropped. `tell` gets each change of health, with
 /// what the probe saw.
 pub(crate) async fn watch(watched: Watched, known: Health, tell: impl Fn(Health, String)) {
+    let mut ready = known == Health::Ready;
     if known == Health::Starting {
-        started(&watched).await;
-        tell(Health::Ready, String::new());
+        success(&watched, watched.start_check()).await;
+        let refusal = unready_at_start(&watched).await;
+        ready = refusal.is_none();
+        match refusal {
+            None => tell(Health::Ready, String::new()),
+            Some(why) => tell(Health::Unready, why),
+        }
     }
-    tokio::join!(readiness(&watched, known, &tell), liveness(&watched, &tell));
+    tokio::join!(readiness(&watched, ready, &tell), liveness(&watched, &tell));
 }
 
 /// Returns at the first success.
-async fn started(watched: &Watched) {
-    let Some((check, longest)) = watched.start_check() else { return };
+async fn success(watched: &Watched, check: Option<(Check, Duration)>) {
+    let Some((check, longest)) = check else { return };
     let target = watched.target();
     let mut pause = match check {
         Check::Exec { .. } => FIRST_EXEC_PAUSE,
@@ -84,9 +96,21 @@ async fn started(watched: &Watched) {
     }
 }
 
-async fn readiness(watched: &Watched, known: Health, tell: &impl Fn(Health, String)) {
+/// What a readiness probe says once a startup probe of its own has succeeded.
+async fn unready_at_start(watched: &Watched) -> Option<String> {
+    let (Some(_), Some(probe)) = (&watched.health.startup, &watched.health.readiness) else {
+        return None;
+    };
+    watched.target().ask(&probe.check, probe.timeout.duration()).await.err()
+}
+
+async fn readiness(watched: &Watched, mut ready: bool, tell: &impl Fn(Health, String)) {
+    if !ready {
+        success(watched, watched.ready_check()).await;
+        ready = true;
+        tell(Health::Ready, String::new());
+    }
     let Some(probe) = &watched.health.readiness else { return };
-    let mut ready = known != Health::Unready;
     let mut failures = 0;
     let mut ticks = ticks(probe.period.duration());
     loop {
