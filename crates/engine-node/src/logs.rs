@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -21,6 +21,8 @@ use tokio::sync::mpsc;
 
 /// How often a reader that follows looks for more.
 const LOOK: Duration = Duration::from_millis(100);
+/// Containers of an Instance whose output is kept after they are gone.
+const KEPT: usize = 20;
 /// Lines given per Container where no number is asked for.
 const DEFAULT_TAIL: usize = 1000;
 
@@ -100,6 +102,36 @@ fn parse(line: &[u8], instance: Ordinal, container: &ContainerId) -> Option<LogL
         container: container.clone(),
         text: parts.next().unwrap_or_default().to_owned(),
     })
+}
+
+/// Deletes an Instance's files of Containers of long ago: all but the newest [`KEPT`] and those
+/// of Containers that are still held.
+pub(crate) fn trim(folder: &Path, instance: Ordinal, held: &[ContainerId]) -> std::io::Result<()> {
+    let mut files: BTreeMap<ContainerId, (SystemTime, Vec<PathBuf>)> = BTreeMap::new();
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        // Rotated ones have a number behind the name.
+        let current = name.to_str().and_then(|name| name.rfind(".log").map(|at| &name[..at + 4]));
+        let Some((ordinal, container)) = current.and_then(parse_name) else { continue };
+        // A file may be rotated away under our eyes.
+        let Ok(written) = entry.metadata().and_then(|meta| meta.modified()) else { continue };
+        if ordinal == instance && !held.contains(&container) {
+            let (newest, paths) = files.entry(container).or_insert((written, Vec::new()));
+            *newest = written.max(*newest);
+            paths.push(entry.path());
+        }
+    }
+    let mut files: Vec<_> = files.into_values().collect();
+    files.sort_by_key(|(written, _)| std::cmp::Reverse(*written));
+    for path in files.iter().skip(KEPT).flat_map(|(_, paths)| paths) {
+        std::fs::remove_file(path)?;
+    }
+    Ok(())
 }
 
 /// The lines asked for, oldest first; with `follow`, every later line as well.
@@ -244,6 +276,28 @@ mod tests {
         for text in ["fourth", "fifth"] {
             assert_eq!(lines.next().await.unwrap().text, text);
         }
+    }
+
+    #[test]
+    fn output_of_long_ago_goes_with_what_was_rotated_and_what_is_held_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |instance, number: usize| {
+            let id = ContainerId(format!("app-0-1.1.0.{number}"));
+            folder.path().join(file_name(Ordinal(instance), &id))
+        };
+        let begun = SystemTime::now() - Duration::from_secs(1000);
+        for number in 0..KEPT + 3 {
+            for path in [path(0, number), path(0, number).with_extension("log.1"), path(1, number)] {
+                let file = std::fs::File::create(path).unwrap();
+                file.set_modified(begun + Duration::from_secs(number as u64)).unwrap();
+            }
+        }
+        trim(folder.path(), Ordinal(0), &[ContainerId("app-0-1.1.0.0".into())]).unwrap();
+        let gone: Vec<usize> = (0..KEPT + 3).filter(|n| !path(0, *n).exists()).collect();
+        assert_eq!(gone, [1, 2]);
+        assert!(!path(0, 1).with_extension("log.1").exists());
+        assert!(path(0, 0).with_extension("log.1").exists());
+        assert!((0..KEPT + 3).all(|n| path(1, n).exists()), "another Instance's");
     }
 
     #[tokio::test]

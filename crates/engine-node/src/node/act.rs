@@ -21,7 +21,11 @@ use super::spec::{self, Order};
 use super::worker::Worker;
 use crate::clock::now;
 use crate::image::{Image, ImageError};
+use crate::logs;
 use crate::sandbox::{ExecSpec, Sandbox, SandboxError};
+
+/// Between two attempts to stop what does not end.
+const STOP_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Carries out one step and reports its outcome.
 pub(super) async fn carry_out(worker: &Arc<Worker>, step: &Step) {
@@ -153,7 +157,7 @@ async fn prepare(worker: &Worker, ordinal: Ordinal, revision: Revision) -> Resul
     let begun = now();
     let port = release.settings.http_port(&spec::exposed_tcp_ports(&image.config));
     let id = spec::container_id(&sandbox, revision, begun);
-    let labels = ContainerLabels { revision, port };
+    let labels = ContainerLabels { revision, port, image: release.image.clone() };
     let container_spec = spec::container(&worker.shared, order, &id, &labels, volumes)?;
     sandbox.prepare(container_spec).await.map_err(|error| error.user())?;
     worker.timed(Some(ordinal), Some(&id), Some(revision), PhaseName::Prepare, begun);
@@ -161,6 +165,7 @@ async fn prepare(worker: &Worker, ordinal: Ordinal, revision: Revision) -> Resul
         if let Some(port) = port {
             model.ports.insert(id.clone(), port);
         }
+        model.images.insert(id.clone(), release.image.clone());
         model.prepared(ordinal, id, revision);
     });
     Ok(())
@@ -220,7 +225,7 @@ pub(super) async fn attach(worker: &Worker, ordinal: Ordinal, id: &ContainerId) 
     }
 }
 
-async fn detach(worker: &Worker, ordinal: Ordinal, id: &ContainerId, drain: Micros) {
+pub(super) async fn detach(worker: &Worker, ordinal: Ordinal, id: &ContainerId, drain: Micros) {
     let revision = held(worker, ordinal, id).map(|(_, revision)| revision);
     let begun = now();
     let has_port = worker.model().ports.contains_key(id);
@@ -243,30 +248,42 @@ async fn stop(
     because: Option<StopCause>,
 ) {
     let Some((sandbox, revision)) = held(worker, ordinal, id) else { return };
-    let since = worker.model().container(id).and_then(|(_, c)| match c.state {
-        ContainerState::Stopping { since } => Some(since),
-        _ => None,
-    });
     let settings = release_spec(worker, revision.release).map(|spec| spec.settings);
     let begun = now();
     if let Some(pre_stop) = settings.as_ref().and_then(|s| s.lifecycle.pre_stop.as_ref()) {
         run_pre_stop(worker, &sandbox, id, pre_stop, grace).await;
     }
     let signal = stop_signal(worker, revision);
-    let exit = match sandbox.stop(id.as_str(), signal, grace.duration()).await {
-        Ok(exit) => spec::exit(&exit, true),
-        Err(error) => {
-            // The holder is gone, and the Container with it: HolderLost tells the rest.
-            tracing::warn!(app = %worker.app, container = %id, %error, "stop failed");
-            Exit { at: now(), code: 137, oom_killed: false, intended: true }
+    let mut grace = grace.duration();
+    let (exit, ran) = loop {
+        match sandbox.stop(id.as_str(), signal, grace).await {
+            Ok(exit) => {
+                let ran = Micros(exit.finished.saturating_sub(exit.started) / 1_000);
+                break (spec::exit(&exit, true), ran);
+            }
+            // The Container is gone with its holder.
+            Err(SandboxError::HolderLost { .. } | SandboxError::NotFound { .. }) => {
+                let exit = Exit { at: now(), code: 137, oom_killed: false, intended: true };
+                break (exit, Micros(0));
+            }
+            // It may still run, and nothing may run beside it.
+            Err(error) => {
+                tracing::error!(app = %worker.app, container = %id, %error, "cannot be stopped");
+                grace = std::time::Duration::ZERO;
+                tokio::time::sleep(STOP_AGAIN).await;
+            }
         }
     };
     worker.report(|model| model.exited(id, exit));
     worker.timed(Some(ordinal), Some(id), Some(revision), PhaseName::Stop, begun);
     worker.emit(Some(ordinal), Some(id), Some(revision), Fact::Exited { exit });
     if let Some(cause) = because {
-        let ran = since.map(|since| exit.at.since(since));
-        troubled(worker, ordinal, Some(id), revision, stop_cause(worker, ordinal, cause), ran);
+        let well = match cause {
+            StopCause::NotAlive => ran,
+            StopCause::NeverReady => Micros(0),
+        };
+        let error = stop_cause(worker, ordinal, cause);
+        troubled(worker, ordinal, Some(id), revision, error, Some(well));
     }
 }
 
@@ -285,9 +302,9 @@ async fn run_pre_stop(
     grace: Micros,
 ) {
     let ran = match pre_stop {
-        // A person asked for this wait.
+        // A person asked for this wait. There is nothing to wait for once it has ended.
         PreStop::Sleep(span) => {
-            tokio::time::sleep(span.duration()).await;
+            let _ended = tokio::time::timeout(span.duration(), sandbox.wait(id.as_str())).await;
             return;
         }
         PreStop::Exec(argv) => {
@@ -336,10 +353,25 @@ async fn discard(worker: &Worker, ordinal: Ordinal, id: &ContainerId) {
     }
     mark_open(&worker.shared, id, false);
     worker.report(|model| model.discarded(ordinal, id));
+    trim_logs(worker, ordinal);
+}
+
+/// Deletes the output of Containers of long ago, in the background.
+fn trim_logs(worker: &Worker, ordinal: Ordinal) {
+    let folder = logs::folder(&worker.shared.data_dir, &worker.app);
+    let held = containers(worker, ordinal);
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = logs::trim(&folder, ordinal, &held) {
+            tracing::warn!(folder = %folder.display(), %error, "old logs are not deleted");
+        }
+    });
 }
 
 async fn remove_sandbox(worker: &Worker, ordinal: Ordinal) {
     let sandbox = worker.model().sandboxes.get(&ordinal).cloned();
+    for id in containers(worker, ordinal) {
+        mark_open(&worker.shared, &id, false);
+    }
     if let Some(sandbox) = sandbox
         && let Err(error) = worker.shared.host.remove(sandbox.id()).await
     {
@@ -352,18 +384,27 @@ async fn remove_sandbox(worker: &Worker, ordinal: Ordinal) {
         }
     }
     worker.report(|model| model.removed(ordinal));
+    trim_logs(worker, ordinal);
+}
+
+/// The Containers of an Instance.
+fn containers(worker: &Worker, ordinal: Ordinal) -> Vec<ContainerId> {
+    let model = worker.model();
+    let instance = model.seen.instances.get(&ordinal);
+    instance.iter().flat_map(|i| &i.containers).map(|c| c.id.clone()).collect()
 }
 
 /// Takes in the end of a Container that nobody asked for.
 pub(super) async fn crashed(worker: &Worker, id: &ContainerId, exit: Exit) {
     let Some((ordinal, revision, since, attached)) =
-        worker.model().container(id).and_then(|(ordinal, c)| match c.state {
-            ContainerState::Running { since, .. } => {
-                let attached = c.traffic != TrafficState::Detached;
-                Some((ordinal, c.revision, since, attached))
-            }
-            // Being stopped: the stop reports it.
-            _ => None,
+        worker.model().container(id).and_then(|(ordinal, c)| {
+            let since = match c.state {
+                ContainerState::Prepared => None,
+                ContainerState::Running { since, .. } => Some(since),
+                // Being stopped: the stop reports it.
+                ContainerState::Stopping { .. } | ContainerState::Exited(_) => return None,
+            };
+            Some((ordinal, c.revision, since, c.traffic != TrafficState::Detached))
         })
     else {
         return;
@@ -379,7 +420,7 @@ pub(super) async fn crashed(worker: &Worker, id: &ContainerId, exit: Exit) {
     worker.emit(Some(ordinal), Some(id), Some(revision), Fact::Exited { exit });
     if exit.code != 0 || restarts_always(worker, revision) {
         let error = crash_error(worker, ordinal, exit);
-        let ran = Some(exit.at.since(since));
+        let ran = since.map(|since| exit.at.since(since));
         troubled(worker, ordinal, Some(id), revision, error, ran);
     }
     if attached {
@@ -433,17 +474,37 @@ fn open_mark(shared: &Shared, id: &ContainerId) -> std::path::PathBuf {
     shared.run_dir.join("open").join(id.as_str())
 }
 
+/// Deletes the marks of Containers that are not there any more.
+pub(super) fn forget_marks<'a>(shared: &Shared, known: impl Iterator<Item = &'a ContainerId>) {
+    let known: std::collections::BTreeSet<&str> = known.map(ContainerId::as_str).collect();
+    let marks = std::fs::read_dir(shared.run_dir.join("open")).into_iter().flatten().flatten();
+    for mark in marks.filter(|m| m.file_name().to_str().is_none_or(|id| !known.contains(id))) {
+        // One that stays behind is looked at by nobody: no id is used again.
+        let _ = std::fs::remove_file(mark.path());
+    }
+}
+
 /// Takes in that an Instance's holder is gone, and its Containers with it.
 pub(super) async fn lost(worker: &Worker, ordinal: Ordinal) {
     tracing::error!(app = %worker.app, %ordinal, "holder is gone: the instance starts anew");
-    let gone: Vec<ContainerId> = {
-        let model = worker.model();
-        let instance = model.seen.instances.get(&ordinal);
-        instance.iter().flat_map(|i| &i.containers).map(|c| c.id.clone()).collect()
-    };
-    for id in &gone {
-        mark_open(&worker.shared, id, false);
-        worker.shared.traffic.detach(&worker.app, id, std::time::Duration::ZERO).await;
+    let exit = Exit { at: now(), code: 137, oom_killed: false, intended: false };
+    let gone = worker.report(|model| model.all_exited(ordinal, exit));
+    for (id, revision, _) in &gone {
+        worker.emit(Some(ordinal), Some(id), Some(*revision), Fact::Exited { exit });
+    }
+    let wanted = worker.model().fleet.as_ref().and_then(|fleet| fleet.wanted(ordinal));
+    let ran = gone.last().map(|(.., ran)| *ran);
+    // Counted, so that what ends its holder again and again is paced.
+    if let Some(revision) = gone.last().map(|(_, revision, _)| *revision).or(wanted) {
+        let error = UserError::new(
+            Code::EngineFailed,
+            format!("the holder of instance {ordinal} of app {} has ended", worker.app.app),
+            "look in the machine's kernel log who ended it",
+        );
+        troubled(worker, ordinal, None, revision, error, ran);
+    }
+    for id in containers(worker, ordinal) {
+        worker.shared.traffic.detach(&worker.app, &id, std::time::Duration::ZERO).await;
     }
     remove_sandbox(worker, ordinal).await;
 }

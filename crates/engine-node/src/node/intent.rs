@@ -16,7 +16,8 @@ pub(super) struct Intents(PathBuf);
 impl Intents {
     pub(super) fn open(run_dir: &Path) -> io::Result<Self> {
         let folder = run_dir.join("fleets");
-        std::fs::create_dir_all(&folder)?;
+        // They hold the Apps' environments.
+        super::private_folder(&folder)?;
         Ok(Self(folder))
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use stead_core::fleet::Revision;
-use stead_core::ids::Ordinal;
+use stead_core::ids::{Digest, Ordinal};
 use stead_core::name::AppKey;
 
 pub(super) type Labels = BTreeMap<String, String>;
@@ -14,6 +14,7 @@ const SHAPE: &str = "shape";
 const RELEASE: &str = "release";
 const RUN: &str = "run";
 const PORT: &str = "port";
+const IMAGE: &str = "image";
 
 /// What a Sandbox was made for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,10 +46,11 @@ impl SandboxLabels {
 }
 
 /// What a Container was prepared for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ContainerLabels {
     pub(super) revision: Revision,
     pub(super) port: Option<u16>,
+    pub(super) image: Digest,
 }
 
 impl ContainerLabels {
@@ -57,12 +59,14 @@ impl ContainerLabels {
         if let Some(port) = self.port {
             labels.insert(PORT.into(), port.to_string());
         }
+        labels.insert(IMAGE.into(), self.image.to_string());
         labels
     }
 
     pub(super) fn read(labels: &Labels) -> Option<Self> {
         let port = labels.get(PORT).map(|port| port.parse()).transpose().ok()?;
-        Some(Self { revision: read_revision(labels)?, port })
+        let image = labels.get(IMAGE)?.parse().ok()?;
+        Some(Self { revision: read_revision(labels)?, port, image })
     }
 }
 
@@ -95,7 +99,8 @@ mod tests {
         };
         assert_eq!(SandboxLabels::read(&sandbox.write()), Some(sandbox));
         for port in [None, Some(80)] {
-            let container = ContainerLabels { revision, port };
+            let image = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+            let container = ContainerLabels { revision, port, image };
             assert_eq!(ContainerLabels::read(&container.write()), Some(container));
         }
         assert_eq!(SandboxLabels::read(&Labels::new()), None);

@@ -16,7 +16,8 @@ mod spec;
 mod worker;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -82,18 +83,21 @@ impl NodeEngine {
         traffic: Arc<dyn Traffic>,
         events: Arc<dyn Events>,
     ) -> Result<Self, UserError> {
-        let images = ImageStore::open(&config.data_dir.join("images"), config.images)
-            .map_err(UserError::from)?;
-        let made = std::fs::create_dir_all(config.run_dir.join("open"));
-        let intents = made.and_then(|()| intent::Intents::open(&config.run_dir));
-        let intents = intents.map_err(|error| {
+        let intents = folders(&config).map_err(|error| {
             UserError::new(
                 Code::MachineUnfit,
-                format!("run folder {} cannot be made: {error}", config.run_dir.display()),
-                "run as root, or choose another folder with --run-dir",
+                format!(
+                    "folders under {} and {} cannot be made: {error}",
+                    config.run_dir.display(),
+                    config.data_dir.display()
+                ),
+                "run as root, or choose other folders with --run-dir and --data-dir",
             )
         })?;
+        let images = ImageStore::open(&config.data_dir.join("images"), config.images)
+            .map_err(UserError::from)?;
         let (host, found) = Host::open(config.host).await.map_err(|error| error.user())?;
+        let host_events = host.events();
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let shared = Arc::new(Shared {
             data_dir: config.data_dir,
@@ -108,14 +112,14 @@ impl NodeEngine {
             setups: tokio::sync::Semaphore::new(cores * 2),
         });
         let mut engine = Self { shared, workers: Arc::default(), follower: JoinSet::new() };
-        for (app, model) in recover::models(&engine.shared, found).await {
+        for (app, model) in recover::models(&engine.shared, found) {
             let worker = Worker::start(app.clone(), model, engine.shared.clone());
             worker.settle_in();
             worker.look_for_images();
             worker.watch_unwatched();
             engine.lock().insert(app, worker);
         }
-        engine.follower.spawn(recover::follow(engine.shared.clone(), engine.workers.clone()));
+        engine.follower.spawn(recover::follow(host_events, engine.workers.clone()));
         Ok(engine)
     }
 
@@ -187,7 +191,7 @@ impl Engine for NodeEngine {
 
     async fn forget(&self, app: &AppKey, volumes: bool) -> Result<(), EngineError> {
         if let Some(worker) = self.known(app) {
-            if !worker.seen().instances.is_empty() {
+            if !worker.is_empty() {
                 return Err(UserError::new(
                     Code::Conflict,
                     format!("app {app} still has instances"),
@@ -199,8 +203,10 @@ impl Engine for NodeEngine {
             self.lock().remove(app);
         }
         self.shared.intents.forget(app);
-        let removed = if volumes { spec::remove_volumes(&self.shared, app) } else { Ok(()) };
-        removed.map_err(EngineError::User)
+        let (shared, app) = (self.shared.clone(), app.clone());
+        blocking(move || spec::remove_data(&shared, &app, volumes))
+            .await?
+            .map_err(EngineError::User)
     }
 
     async fn resolve(&self, reference: &str) -> Result<Digest, EngineError> {
@@ -236,7 +242,8 @@ impl Engine for NodeEngine {
         for worker in self.lock().values() {
             in_use.extend(worker.images_in_use());
         }
-        let pruned = self.shared.images.prune(&in_use).map_err(UserError::from)?;
+        let images = self.shared.images.clone();
+        let pruned = blocking(move || images.prune(&in_use)).await?.map_err(UserError::from)?;
         for worker in self.lock().values() {
             worker.look_for_images();
         }
@@ -248,7 +255,8 @@ impl Engine for NodeEngine {
         app: &AppKey,
         query: LogQuery,
     ) -> Result<BoxStream<'static, LogLine>, EngineError> {
-        logs::read(&logs::folder(&self.shared.data_dir, app), query).map_err(EngineError::User)
+        let folder = logs::folder(&self.shared.data_dir, app);
+        blocking(move || logs::read(&folder, query)).await?.map_err(EngineError::User)
     }
 
     async fn exec(&self, app: &AppKey, request: ExecRequest) -> Result<Exec, EngineError> {
@@ -270,6 +278,34 @@ impl Engine for NodeEngine {
             None => Ok(Vec::new()),
         }
     }
+}
+
+/// Makes the folders. What lies in them, or lets somebody into a Container, is for root alone:
+/// a volume may hold a set-user-id program of a Container's root.
+fn folders(config: &NodeConfig) -> std::io::Result<intent::Intents> {
+    for folder in [
+        config.run_dir.join("open"),
+        config.data_dir.join("logs"),
+        config.data_dir.join("volumes"),
+    ] {
+        private_folder(&folder)?;
+    }
+    intent::Intents::open(&config.run_dir)
+}
+
+fn private_folder(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+}
+
+/// Does work on the disk that may take long.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, EngineError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        let message = format!("work on the disk was broken off: {error}");
+        UserError::new(Code::Internal, message, "try again").into()
+    })
 }
 
 fn parse(reference: &str) -> Result<Reference, UserError> {

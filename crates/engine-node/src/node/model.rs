@@ -23,8 +23,24 @@ const WELL_AFTER: Micros = Micros::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Subject {
     Image(Digest),
-    Instance(Ordinal),
-    Container(ContainerId),
+    /// The preparation of one Container in a Sandbox.
+    Preparation(Ordinal),
+    Container(Ordinal, ContainerId),
+    /// The Sandbox with all that is in it.
+    Sandbox(Ordinal),
+}
+
+impl Subject {
+    fn meets(&self, other: &Subject) -> bool {
+        self == other || self.is_inside(other) || other.is_inside(self)
+    }
+
+    fn is_inside(&self, sandbox: &Subject) -> bool {
+        match (self, sandbox) {
+            (Subject::Preparation(a) | Subject::Container(a, _), Subject::Sandbox(b)) => a == b,
+            _ => false,
+        }
+    }
 }
 
 /// Everything known of one App.
@@ -37,6 +53,8 @@ pub(super) struct Model {
     pub(super) sandboxes: BTreeMap<Ordinal, Arc<Sandbox>>,
     /// The port of each Container that takes HTTP requests.
     pub(super) ports: BTreeMap<ContainerId, u16>,
+    /// The image of each Container.
+    pub(super) images: BTreeMap<ContainerId, Digest>,
     /// The tasks that watch running Containers.
     pub(super) watches: BTreeMap<ContainerId, AbortHandle>,
 }
@@ -48,15 +66,38 @@ impl Model {
             Step::Pull { release } => {
                 Subject::Image(self.fleet.as_ref()?.releases.get(release)?.image.clone())
             }
-            Step::CreateSandbox { ordinal, .. }
-            | Step::Prepare { ordinal, .. }
-            | Step::RemoveSandbox { ordinal } => Subject::Instance(*ordinal),
-            Step::Start { container, .. }
-            | Step::Attach { container, .. }
-            | Step::Detach { container, .. }
-            | Step::Stop { container, .. }
-            | Step::Discard { container, .. } => Subject::Container(container.clone()),
+            Step::CreateSandbox { ordinal, .. } | Step::RemoveSandbox { ordinal } => {
+                Subject::Sandbox(*ordinal)
+            }
+            Step::Prepare { ordinal, .. } => Subject::Preparation(*ordinal),
+            Step::Start { ordinal, container }
+            | Step::Attach { ordinal, container }
+            | Step::Detach { ordinal, container, .. }
+            | Step::Stop { ordinal, container, .. }
+            | Step::Discard { ordinal, container } => {
+                Subject::Container(*ordinal, container.clone())
+            }
         })
+    }
+
+    /// Takes a subject for one act. False: another act is in its way.
+    pub(super) fn take(&mut self, subject: &Subject) -> bool {
+        if self.busy.iter().any(|busy| busy.meets(subject)) {
+            return false;
+        }
+        self.busy.insert(subject.clone())
+    }
+
+    /// The Instances whose holder is gone.
+    pub(super) fn lost(&self) -> Vec<Ordinal> {
+        let lost = self.sandboxes.iter().filter(|(_, sandbox)| sandbox.is_lost());
+        lost.map(|(ordinal, _)| *ordinal).collect()
+    }
+
+    /// Whether nothing is there, and nothing is being made.
+    pub(super) fn is_empty(&self) -> bool {
+        let pulls = |subject: &Subject| matches!(subject, Subject::Image(_));
+        self.seen.instances.is_empty() && self.busy.iter().all(pulls)
     }
 
     /// What holds for as long as the act goes on: seen by the next plan at once.
@@ -113,10 +154,11 @@ impl Model {
         }
     }
 
-    /// Takes in what a probe saw. False: the Container does not run any more.
+    /// Takes in what a probe saw. False: the Container does not run any more, or is given up
+    /// as dead, which no other probe takes back.
     pub(super) fn health(&mut self, id: &ContainerId, told: Health) -> bool {
         match self.container_mut(id).map(|container| &mut container.state) {
-            Some(ContainerState::Running { health, .. }) => {
+            Some(ContainerState::Running { health, .. }) if *health != Health::Dead => {
                 *health = told;
                 true
             }
@@ -135,9 +177,28 @@ impl Model {
         true
     }
 
+    /// Takes in that everything in a Sandbox has ended. Gives what ran, and for how long.
+    pub(super) fn all_exited(
+        &mut self,
+        ordinal: Ordinal,
+        exit: Exit,
+    ) -> Vec<(ContainerId, Revision, Micros)> {
+        let instance = self.seen.instances.get(&ordinal).cloned().unwrap_or_default();
+        let mut ran = Vec::new();
+        for container in instance.containers {
+            if let ContainerState::Running { since, .. } = container.state {
+                ran.push((container.id.clone(), container.revision, exit.at.since(since)));
+            }
+            self.traffic(&container.id, TrafficState::Detached);
+            self.exited(&container.id, exit);
+        }
+        ran
+    }
+
     pub(super) fn discarded(&mut self, ordinal: Ordinal, id: &ContainerId) {
         self.unwatch(id);
         self.ports.remove(id);
+        self.images.remove(id);
         if let Some(instance) = self.seen.instances.get_mut(&ordinal) {
             instance.containers.retain(|container| container.id != *id);
         }
@@ -155,6 +216,7 @@ impl Model {
         for container in containers {
             self.unwatch(&container.id);
             self.ports.remove(&container.id);
+            self.images.remove(&container.id);
         }
     }
 
@@ -200,5 +262,72 @@ impl Model {
         if let Some(watch) = self.watches.remove(id) {
             watch.abort();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stead_core::fleet::InstanceSeen;
+    use stead_core::ids::ReleaseNo;
+
+    use super::*;
+
+    const ONE: Revision = Revision { release: ReleaseNo(1), run: 0 };
+
+    fn id(name: &str) -> ContainerId {
+        ContainerId(name.to_owned())
+    }
+
+    fn running() -> Model {
+        let mut model = Model::default();
+        model.seen.instances.insert(Ordinal(0), InstanceSeen::default());
+        model.prepared(Ordinal(0), id("a"), ONE);
+        model.running(&id("a"), Time(5));
+        model
+    }
+
+    #[test]
+    fn a_sandbox_is_not_touched_beside_what_is_in_it() {
+        let mut model = Model::default();
+        let (sandbox, other) = (Subject::Sandbox(Ordinal(0)), Subject::Sandbox(Ordinal(1)));
+        let container = |name| Subject::Container(Ordinal(0), id(name));
+        assert!(model.take(&container("a")));
+        assert!(!model.take(&container("a")));
+        assert!(model.take(&container("b")) && model.take(&Subject::Preparation(Ordinal(0))));
+        assert!(!model.take(&sandbox));
+        assert!(model.take(&other));
+        model.busy.clear();
+        assert!(model.take(&sandbox));
+        assert!(!model.take(&container("a")) && !model.take(&Subject::Preparation(Ordinal(0))));
+    }
+
+    #[test]
+    fn an_app_whose_sandbox_is_being_made_is_not_empty() {
+        let mut model = Model::default();
+        assert!(model.is_empty());
+        assert!(model.take(&Subject::Sandbox(Ordinal(0))));
+        assert!(!model.is_empty());
+    }
+
+    #[test]
+    fn what_is_dead_does_not_come_back_to_life() {
+        let mut model = running();
+        assert!(model.health(&id("a"), Health::Ready));
+        assert!(model.health(&id("a"), Health::Dead));
+        assert!(!model.health(&id("a"), Health::Unready) && !model.health(&id("a"), Health::Ready));
+        let (_, container) = model.container(&id("a")).unwrap();
+        let dead = ContainerState::Running { since: Time(5), health: Health::Dead };
+        assert_eq!(container.state, dead);
+    }
+
+    #[test]
+    fn troubles_in_a_row_are_counted_until_one_ran_well() {
+        let mut model = running();
+        let error = || UserError::new(stead_core::error::Code::ExitedAtOnce, "it ended", "look");
+        let mut count = |ran| {
+            model.trouble(Ordinal(0), ONE, error(), ran, Time(9));
+            model.seen.instances[&Ordinal(0)].trouble.as_ref().unwrap().count
+        };
+        assert_eq!([count(None), count(Some(Micros(7))), count(Some(WELL_AFTER))], [1, 2, 1]);
     }
 }

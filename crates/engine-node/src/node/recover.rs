@@ -3,9 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use stead_core::fleet::{ContainerSeen, ContainerState, Health, InstanceSeen, TrafficState};
-use stead_core::ids::ContainerId;
+use stead_core::fleet::{
+    ContainerSeen, ContainerState, Fleet, Health, InstanceSeen, ReleaseSpec, Revision,
+    TrafficState,
+};
+use stead_core::ids::{ContainerId, Ordinal};
 use stead_core::name::AppKey;
+use stead_core::time::{Micros, Time};
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Shared;
@@ -14,6 +19,7 @@ use super::labels::{ContainerLabels, SandboxLabels};
 use super::model::Model;
 use super::spec;
 use super::worker::Worker;
+use crate::clock::now;
 use crate::sandbox::{ContainerView, Recovered, Sandbox, SandboxEvent, ViewState};
 
 /// What was found, by App.
@@ -21,8 +27,13 @@ use crate::sandbox::{ContainerView, Recovered, Sandbox, SandboxEvent, ViewState}
 /// A Container that might get requests is taken as ready and attached until a probe says
 /// otherwise: gateways go on sending to it, so it must be drained before it is stopped. See
 /// [`Worker::settle_in`].
-pub(super) async fn models(shared: &Shared, found: Vec<Recovered>) -> BTreeMap<AppKey, Model> {
+pub(super) fn models(shared: &Shared, found: Vec<Recovered>) -> BTreeMap<AppKey, Model> {
     let mut models: BTreeMap<AppKey, Model> = BTreeMap::new();
+    for fleet in shared.intents.all() {
+        let model = models.entry(fleet.app.clone()).or_default();
+        model.seen.generation = fleet.generation;
+        model.fleet = Some(fleet);
+    }
     for recovered in found {
         let sandbox = recovered.sandbox;
         let Some(labels) = SandboxLabels::read(sandbox.labels()) else {
@@ -32,11 +43,8 @@ pub(super) async fn models(shared: &Shared, found: Vec<Recovered>) -> BTreeMap<A
         let model = models.entry(labels.app.clone()).or_default();
         take_over(shared, model, &labels, &sandbox);
     }
-    for fleet in shared.intents.all() {
-        let model = models.entry(fleet.app.clone()).or_default();
-        model.seen.generation = fleet.generation;
-        model.fleet = Some(fleet);
-    }
+    let instances = models.values().flat_map(|model| model.seen.instances.values());
+    act::forget_marks(shared, instances.flat_map(|i| i.containers.iter().map(|c| &c.id)));
     models
 }
 
@@ -48,11 +56,16 @@ fn take_over(shared: &Shared, model: &mut Model, labels: &SandboxLabels, sandbox
     for view in sandbox.containers() {
         let Some(known) = ContainerLabels::read(&view.labels) else { continue };
         let id = ContainerId(view.id.clone());
-        let state = state(shared, &id, &view);
-        let traffic = match state {
-            ContainerState::Running { health: Health::Ready, .. } => TrafficState::Attached,
+        let fleet = model.fleet.as_ref();
+        let state = state(shared, fleet, labels.ordinal, known.revision, &view);
+        let traffic = match (&state, &view.state) {
+            // Gateways have to be told, see `act::crashed`.
+            (ContainerState::Running { .. }, ViewState::Exited(_)) => TrafficState::Draining,
+            (ContainerState::Running { health: Health::Ready, .. }, _) => TrafficState::Attached,
+            (ContainerState::Exited(_), _) if was_open(shared, &id) => TrafficState::Attached,
             _ => TrafficState::Detached,
         };
+        model.images.insert(id.clone(), known.image);
         if let Some(port) = known.port {
             model.ports.insert(id.clone(), port);
         }
@@ -62,59 +75,68 @@ fn take_over(shared: &Shared, model: &mut Model, labels: &SandboxLabels, sandbox
     model.sandboxes.insert(labels.ordinal, sandbox.clone());
 }
 
-fn state(shared: &Shared, id: &ContainerId, view: &ContainerView) -> ContainerState {
+/// What holds of a Container now.
+///
+/// The end of one that is wanted, while nobody looked, is taken in by [`follow`] as one that
+/// comes now: it is told, counted, and restarted by the same rules. One that is not wanted was
+/// being stopped.
+fn state(
+    shared: &Shared,
+    fleet: Option<&Fleet>,
+    ordinal: Ordinal,
+    revision: Revision,
+    view: &ContainerView,
+) -> ContainerState {
+    let wanted = fleet.is_some_and(|fleet| fleet.wanted(ordinal) == Some(revision));
     match &view.state {
         ViewState::Prepared => ContainerState::Prepared,
         ViewState::Running { started, .. } => {
-            let health = if was_open(shared, id) { Health::Ready } else { Health::Starting };
+            let release = fleet.and_then(|fleet| fleet.releases.get(&revision.release));
+            let timeout = release.map_or(Micros(0), ReleaseSpec::startup_timeout);
+            let health = if was_open(shared, &ContainerId(view.id.clone())) {
+                Health::Ready
+            } else if now() < *started + timeout {
+                Health::Starting
+            } else {
+                // It would have been stopped, had it not been ready before.
+                Health::Unready
+            };
             ContainerState::Running { since: *started, health }
         }
-        ViewState::Exited(exit) => ContainerState::Exited(spec::exit(exit, false)),
+        ViewState::Exited(exit) if wanted && exit.started > 0 => ContainerState::Running {
+            since: Time(exit.started / 1_000),
+            health: Health::Starting,
+        },
+        ViewState::Exited(exit) => ContainerState::Exited(spec::exit(exit, !wanted)),
     }
 }
 
-/// Passes what holders report on to the workers, for as long as the engine lives.
+/// Passes what holders report on to the workers, for as long as the engine lives. The events
+/// must be those since before the models were made.
 pub(super) async fn follow(
-    shared: Arc<Shared>,
+    mut events: Receiver<SandboxEvent>,
     workers: Arc<Mutex<BTreeMap<AppKey, Arc<Worker>>>>,
 ) {
-    let mut events = shared.host.events();
+    let all = || -> Vec<Arc<Worker>> {
+        let workers = workers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        workers.values().cloned().collect()
+    };
+    all().iter().for_each(Worker::catch_up);
     loop {
-        let event = match events.recv().await {
-            Ok(event) => event,
+        match events.recv().await {
+            Ok(SandboxEvent::Exited { sandbox: _, container, exit }) => {
+                let id = ContainerId(container);
+                if let Some(worker) = all().iter().find(|w| w.model().container(&id).is_some()) {
+                    worker.ended(id, &exit);
+                }
+            }
+            // Its worker sees it at the next look.
+            Ok(SandboxEvent::HolderLost { .. }) => all().iter().for_each(|w| w.look_again()),
             Err(RecvError::Lagged(missed)) => {
                 tracing::error!(missed, "events of holders were missed");
-                continue;
+                all().iter().for_each(Worker::catch_up);
             }
             Err(RecvError::Closed) => return,
-        };
-        let all: Vec<Arc<Worker>> = {
-            let workers = workers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            workers.values().cloned().collect()
-        };
-        match event {
-            SandboxEvent::Exited { sandbox: _, container, exit } => {
-                let id = ContainerId(container);
-                let owner = all.into_iter().find(|w| w.model().container(&id).is_some());
-                if let Some(worker) = owner {
-                    tokio::spawn(async move {
-                        act::crashed(&worker, &id, spec::exit(&exit, false)).await;
-                    });
-                }
-            }
-            SandboxEvent::HolderLost { sandbox } => {
-                for worker in all {
-                    let lost = worker
-                        .model()
-                        .sandboxes
-                        .iter()
-                        .find_map(|(ordinal, held)| (held.id() == sandbox).then_some(*ordinal));
-                    if let Some(ordinal) = lost {
-                        tokio::spawn(async move { act::lost(&worker, ordinal).await });
-                        break;
-                    }
-                }
-            }
         }
     }
 }

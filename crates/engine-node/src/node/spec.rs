@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use stead_core::engine::ImageInfo;
 use stead_core::error::{Code, UserError};
@@ -74,16 +74,22 @@ fn volumes_of(shared: &Shared, app: &AppKey) -> PathBuf {
     shared.data_dir.join("volumes").join(app.namespace.as_str()).join(app.app.as_str())
 }
 
-/// Removes an App's volumes.
-pub(super) fn remove_volumes(shared: &Shared, app: &AppKey) -> Result<(), UserError> {
-    match std::fs::remove_dir_all(volumes_of(shared, app)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(UserError::new(
-            Code::EngineFailed,
-            format!("volumes of app {app} cannot be removed: {error}"),
-            "remove the folder by hand once nothing uses it",
-        )),
-        _ => Ok(()),
+/// Removes what an App that is no more has written: its output, and its volumes if wanted.
+pub(super) fn remove_data(shared: &Shared, app: &AppKey, volumes: bool) -> Result<(), UserError> {
+    let logs = logs::folder(&shared.data_dir, app);
+    for folder in [Some(logs), volumes.then(|| volumes_of(shared, app))].into_iter().flatten() {
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(UserError::new(
+                    Code::EngineFailed,
+                    format!("folder {} cannot be removed: {error}", folder.display()),
+                    "remove the folder by hand once nothing uses it",
+                ));
+            }
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 /// The Instance's volumes, made where they are missing. A new one belongs to the user the
@@ -95,15 +101,13 @@ pub(super) fn volumes(shared: &Shared, order: Order<'_>) -> Result<Vec<VolumeMou
         let host = volumes_of(shared, app).join(volume.name.as_str()).join(ordinal.to_string());
         if !host.exists() {
             let user = user(release, image)?;
-            std::fs::create_dir_all(&host)
-                .and_then(|()| std::os::unix::fs::chown(&host, Some(user.uid), Some(user.gid)))
-                .map_err(|error| {
-                    UserError::new(
-                        disk_code(&error),
-                        format!("volume {} cannot be made: {error}", volume.name.as_str()),
-                        "look at the data folder's disk with `stead doctor`",
-                    )
-                })?;
+            make_volume(&host, &user).map_err(|error| {
+                UserError::new(
+                    disk_code(&error),
+                    format!("volume {} cannot be made: {error}", volume.name.as_str()),
+                    "look at the data folder's disk with `stead doctor`",
+                )
+            })?;
         }
         mounts.push(VolumeMount {
             host,
@@ -112,6 +116,14 @@ pub(super) fn volumes(shared: &Shared, order: Order<'_>) -> Result<Vec<VolumeMou
         });
     }
     Ok(mounts)
+}
+
+/// Makes a volume's folder: with its owner, or not at all.
+fn make_volume(host: &Path, user: &image::User) -> std::io::Result<()> {
+    let fresh = host.with_extension("new");
+    std::fs::create_dir_all(&fresh)?;
+    std::os::unix::fs::chown(&fresh, Some(user.uid), Some(user.gid))?;
+    std::fs::rename(fresh, host)
 }
 
 fn disk_code(error: &std::io::Error) -> Code {

@@ -1,7 +1,8 @@
 //! One worker per App: plan, start what is not under way, wait for a report, plan again.
 //!
 //! # Guarantees
-//! - Two acts never work on the same Sandbox or Container at the same time.
+//! - Two acts never work on the same Sandbox or Container at the same time, nor one on a
+//!   Sandbox beside one on something in it.
 //! - A plan is made from the latest report; steps of an older plan that are under way end
 //!   and are then seen by the next plan.
 //!
@@ -17,16 +18,17 @@ use stead_core::fleet::{
 };
 use stead_core::ids::{ContainerId, Digest, Ordinal};
 use stead_core::name::AppKey;
-use stead_core::time::Time;
+use stead_core::time::{Micros, Time};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::Shared;
 use super::act;
 use super::model::{Model, Subject};
+use super::spec;
 use crate::clock::now;
 use crate::probe::{self, Watched};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{self, Sandbox, ViewState};
 
 /// The worker of one App.
 pub(super) struct Worker {
@@ -51,7 +53,7 @@ impl Worker {
         worker
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task);
@@ -66,6 +68,7 @@ impl Worker {
             instances.flat_map(|(o, i)| i.containers.iter().map(|c| (*o, c.clone()))).collect()
         };
         for (ordinal, container) in found {
+            let exited = matches!(container.state, ContainerState::Exited(_));
             if let ContainerState::Exited(exit) = container.state {
                 let (id, revision) = (&container.id, container.revision);
                 self.emit(Some(ordinal), Some(id), Some(revision), Fact::Exited { exit });
@@ -73,14 +76,40 @@ impl Worker {
             if container.traffic != TrafficState::Attached {
                 continue;
             }
-            let subject = Subject::Container(container.id.clone());
-            self.model().busy.insert(subject.clone());
-            let worker = self.clone();
-            self.spawn(async move {
-                act::attach(&worker, ordinal, &container.id).await;
-                worker.report(|model| model.busy.remove(&subject));
-            });
+            let subject = Subject::Container(ordinal, container.id.clone());
+            if self.model().take(&subject) {
+                let (worker, id) = (self.clone(), container.id);
+                self.carry_out(subject, async move {
+                    match exited {
+                        true => act::detach(&worker, ordinal, &id, Micros(0)).await,
+                        false => act::attach(&worker, ordinal, &id).await,
+                    }
+                });
+            }
         }
+    }
+
+    /// Takes in what Sandboxes know and nobody was told: Containers that ended, holders that
+    /// are gone.
+    pub(super) fn catch_up(self: &Arc<Self>) {
+        let sandboxes: Vec<Arc<Sandbox>> = self.model().sandboxes.values().cloned().collect();
+        for view in sandboxes.iter().flat_map(|sandbox| sandbox.containers()) {
+            if let ViewState::Exited(exit) = view.state {
+                self.ended(ContainerId(view.id), &exit);
+            }
+        }
+        self.look_again();
+    }
+
+    /// Takes in a Container's end.
+    pub(super) fn ended(self: &Arc<Self>, id: ContainerId, exit: &sandbox::Exit) {
+        let (worker, exit) = (self.clone(), spec::exit(exit, false));
+        self.spawn(async move { act::crashed(&worker, &id, exit).await });
+    }
+
+    /// Plans again, because something outside the model has changed.
+    pub(super) fn look_again(&self) {
+        self.changed.notify_one();
     }
 
     /// Stops planning and watching. What runs goes on.
@@ -110,25 +139,42 @@ impl Worker {
     /// Plans, and starts every step whose subject is free. Gives the time to plan again.
     fn step(self: &Arc<Self>) -> Option<Time> {
         let mut model = self.model();
+        for ordinal in model.lost() {
+            let subject = Subject::Sandbox(ordinal);
+            if model.take(&subject) {
+                let worker = self.clone();
+                let clear = async move { act::lost(&worker, ordinal).await };
+                self.carry_out(subject, clear);
+            }
+        }
         let fleet = model.fleet.clone()?;
         let now = now();
         let plan = plan(&fleet, &model.seen, now);
         for step in plan.steps {
             let Some(subject) = model.subject(&step) else { continue };
-            if !model.busy.insert(subject.clone()) {
+            if !model.take(&subject) {
                 continue;
             }
             tracing::debug!(app = %self.app, %step, "begins");
             model.begin(&step, now);
             let worker = self.clone();
-            self.spawn(async move {
-                act::carry_out(&worker, &step).await;
-                worker.report(|model| {
-                    model.busy.remove(&subject);
-                });
-            });
+            let act = async move { act::carry_out(&worker, &step).await };
+            self.carry_out(subject, act);
         }
         plan.wake
+    }
+
+    /// Starts an act whose subject was taken, and gives the subject free at its end.
+    fn carry_out(
+        self: &Arc<Self>,
+        subject: Subject,
+        act: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let worker = self.clone();
+        self.spawn(async move {
+            act.await;
+            worker.report(|model| model.busy.remove(&subject));
+        });
     }
 
     pub(super) fn model(&self) -> MutexGuard<'_, Model> {
@@ -145,18 +191,20 @@ impl Worker {
     }
 
     pub(super) fn apply(self: &Arc<Self>, fleet: Fleet) -> Result<(), EngineError> {
-        let known = self.model().seen.generation;
-        if fleet.generation < known {
-            return Err(EngineError::Stale { given: fleet.generation, known });
-        }
-        if let Err(error) = self.shared.intents.keep(&fleet) {
-            // It costs the engine its memory over a restart, no more.
-            tracing::warn!(app = %self.app, %error, "fleet is not kept");
-        }
         self.report(|model| {
+            let known = model.seen.generation;
+            if fleet.generation < known {
+                return Err(EngineError::Stale { given: fleet.generation, known });
+            }
+            // Before anybody else may bring a newer one.
+            if let Err(error) = self.shared.intents.keep(&fleet) {
+                // It costs the engine its memory over a restart, no more.
+                tracing::warn!(app = %self.app, %error, "fleet is not kept");
+            }
             model.seen.generation = fleet.generation;
             model.fleet = Some(fleet);
-        });
+            Ok(())
+        })?;
         self.look_for_images();
         self.watch_unwatched();
         Ok(())
@@ -198,6 +246,9 @@ impl Worker {
     /// Begins to watch a running Container.
     pub(super) fn watch(self: &Arc<Self>, id: &ContainerId) {
         let mut model = self.model();
+        if model.watches.contains_key(id) {
+            return;
+        }
         let Some((ordinal, container)) = model.container(id) else { return };
         let ContainerState::Running { health, since } = container.state else { return };
         let revision = container.revision;
@@ -281,10 +332,16 @@ impl Worker {
         self.model().seen.clone()
     }
 
+    /// Whether nothing of the App is there, and nothing is being made.
+    pub(super) fn is_empty(&self) -> bool {
+        self.model().is_empty()
+    }
+
     pub(super) fn images_in_use(&self) -> Vec<Digest> {
         let model = self.model();
         let releases = model.fleet.iter().flat_map(|fleet| fleet.releases.values());
-        releases.map(|release| release.image.clone()).collect()
+        // A Container that is still to be replaced may be of a Release that nobody wants.
+        releases.map(|release| &release.image).chain(model.images.values()).cloned().collect()
     }
 
     /// The running Container of an Instance, or of the first Instance that has one.

@@ -155,6 +155,11 @@ impl Sandbox {
         self.known.lock().values().cloned().collect()
     }
 
+    /// Whether its holder has ended, and with it every Container: it can only be removed.
+    pub fn is_lost(&self) -> bool {
+        self.known.gone.load(Ordering::Acquire)
+    }
+
     pub(crate) fn held(&self) -> &Held {
         &self.held
     }
@@ -304,8 +309,7 @@ impl Sandbox {
             if let ViewState::Exited(exit) = self.state(container)? {
                 return Ok(exit);
             }
-            let gone = self.known.gone.load(Ordering::Acquire);
-            if gone || changed.changed().await.is_err() {
+            if self.is_lost() || changed.changed().await.is_err() {
                 return Err(self.lost());
             }
         }
