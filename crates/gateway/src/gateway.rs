@@ -16,7 +16,7 @@ use stead_core::ids::Generation;
 use stead_core::routes::{Report, RouteChange};
 use stead_core::time::{Micros, Time};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -31,6 +31,9 @@ use crate::{keep, link, listen, metrics, report, takeover};
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 /// Rounds after which certificate files are looked at.
 const CERTIFICATES_EVERY: u32 = 5;
+/// How long a control plane that is there is awaited before the first request is accepted. It
+/// sends nothing while it gathers what runs; until then it drains nothing either.
+const FIRST_WORD: Duration = Duration::from_millis(500);
 /// How long tasks that were told to end may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -210,7 +213,17 @@ impl Gateway {
 
         let (alive, absence) = mpsc::channel(1);
         let presence = Presence { _alive: alive };
-        serve(&shared, sockets, tls.as_ref(), &presence).map_err(GatewayError::System)?;
+        let (first, known) = oneshot::channel();
+        let link = {
+            let (shared, socket) = (shared.clone(), config.link_socket());
+            tokio::spawn(async move { link::keep(shared, &socket, heard, first).await })
+        };
+        // Before the first request: a control plane that does not know of us would take a
+        // Container for drained to which we still send by the routes we were given.
+        let _ = timeout(FIRST_WORD, known).await;
+        serve(&shared, sockets, tls.as_ref(), &presence)
+            .inspect_err(|_| link.abort())
+            .map_err(GatewayError::System)?;
         if let Some(takeover) = takeover
             && let Err(error) = takeover.serving().await
         {
@@ -219,10 +232,6 @@ impl Gateway {
         }
         tokio::spawn(keep::keep(shared.clone(), config.routes_file()));
         tokio::spawn(tidy(shared.clone(), tls.clone()));
-        let link = {
-            let (shared, socket) = (shared.clone(), config.link_socket());
-            tokio::spawn(async move { link::keep(shared, &socket, heard).await })
-        };
         let GatewayConfig { takeover_drain, stop_drain, .. } = config;
         Ok(Self {
             shared,

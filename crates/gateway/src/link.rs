@@ -16,6 +16,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::backend::Hint;
@@ -27,14 +28,21 @@ const PACE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_mi
 /// Between two reports.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
-/// Keeps the line until the gateway ends.
-pub(crate) async fn keep(shared: Arc<Shared>, socket: &Path, mut hints: UnboundedReceiver<Hint>) {
+/// Keeps the line until the gateway ends. `first` is told once the control plane knows of this
+/// gateway, or dropped when it cannot be reached.
+pub(crate) async fn keep(
+    shared: Arc<Shared>,
+    socket: &Path,
+    mut hints: UnboundedReceiver<Hint>,
+    first: oneshot::Sender<()>,
+) {
     let mut pace = PACE.0;
+    let mut first = Some(first);
     loop {
         match UnixStream::connect(socket).await {
             Ok(stream) => {
                 let began = Instant::now();
-                match talk(&shared, stream, &mut hints).await {
+                match talk(&shared, stream, &mut hints, &mut first).await {
                     Ok(()) => return,
                     Err(error) => tracing::info!(%error, "control plane is gone"),
                 }
@@ -44,6 +52,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, socket: &Path, mut hints: Unbounde
             }
             Err(error) => tracing::debug!(%error, "control plane cannot be reached"),
         }
+        first = None;
         tokio::select! {
             () = sleep(pace) => {}
             () = shared.reached(Phase::Cut) => return,
@@ -59,6 +68,7 @@ async fn talk(
     shared: &Shared,
     stream: UnixStream,
     hints: &mut UnboundedReceiver<Hint>,
+    first: &mut Option<oneshot::Sender<()>>,
 ) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
@@ -75,10 +85,17 @@ async fn talk(
         tokio::select! {
             line = lines.next_line() => {
                 let line = line?.ok_or(std::io::ErrorKind::UnexpectedEof)?;
-                hear(shared, &line);
+                if let Some(asked) = hear(shared, &line) {
+                    say(&mut write, &ToServe::Report(report(shared))).await?;
+                    say(&mut write, &ToServe::Told { asked }).await?;
+                    continue;
+                }
                 say(&mut write, &ToServe::Ack { generation: shared.routes.generation() }).await?;
                 if !greeted {
                     greeted = true;
+                    if let Some(first) = first.take() {
+                        let _ = first.send(()); // nobody waits for long
+                    }
                     say_again(shared, &mut write).await?;
                 }
             }
@@ -96,15 +113,22 @@ async fn talk(
     }
 }
 
-fn hear(shared: &Shared, line: &str) {
-    match serde_json::from_str::<ToGateway>(line) {
-        Ok(message) => match shared.routes.apply(message.into()) {
-            Ok(generation) => tracing::debug!(%generation, "routes applied"),
-            Err(error) => tracing::warn!(%error, "routes not applied"),
-        },
+/// Does what the control plane says. Gives its question, if it is one.
+fn hear(shared: &Shared, line: &str) -> Option<u64> {
+    let change = match serde_json::from_str::<ToGateway>(line) {
+        Ok(ToGateway::Tell { asked }) => return Some(asked),
+        Ok(message) => message.into_change()?,
         // A newer control plane may say what we do not know; we go on with what we have.
-        Err(error) => tracing::warn!(%error, "message of the control plane not understood"),
+        Err(error) => {
+            tracing::warn!(%error, "message of the control plane not understood");
+            return None;
+        }
+    };
+    match shared.routes.apply(change) {
+        Ok(generation) => tracing::debug!(%generation, "routes applied"),
+        Err(error) => tracing::warn!(%error, "routes not applied"),
     }
+    None
 }
 
 /// What a hint has come to.

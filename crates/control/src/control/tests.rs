@@ -187,7 +187,7 @@ impl Running {
             BufReader::new(stream).read_line(&mut line).await.unwrap();
             match serde_json::from_str(&line).unwrap() {
                 ToGateway::Table(table) => table,
-                ToGateway::Put { .. } => panic!("the whole table comes first"),
+                _ => panic!("the whole table comes first"),
             }
         };
         tokio::time::timeout(PATIENCE, look).await.expect("a table is sent")

@@ -105,6 +105,7 @@ impl Publisher {
                 lines,
                 greeted: false,
                 acked: Generation(0),
+                told: 0,
                 drained: Default::default(),
             },
         );
@@ -134,6 +135,12 @@ impl Publisher {
                 }
                 ToServe::Parked { app } => self.news.parked(&app),
                 ToServe::Report(report) => self.news.report(pid, report),
+                ToServe::Told { asked } => {
+                    if let Some(gateway) = self.lock().gateways.get_mut(&connection) {
+                        gateway.told = asked;
+                    }
+                    self.moved.notify_waiters();
+                }
             }
         }
     }

@@ -39,6 +39,8 @@ pub(crate) const ACK_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the return of a gateway is awaited that lost its connection, and at the start of
 /// `serve` that of any.
 pub(crate) const GONE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long gateways may take to report when they are asked.
+const REPORT_PATIENCE: Duration = Duration::from_millis(200);
 
 /// What gateways tell, apart from acknowledgements.
 pub(crate) trait GatewayNews: Send + Sync {
@@ -57,6 +59,8 @@ struct Gateway {
     /// Whether it was given the table of this `serve`.
     greeted: bool,
     acked: Generation,
+    /// The last question for a report that it answered.
+    told: u64,
     /// Containers it reported drained, with the generation in which it saw that.
     drained: BTreeMap<ContainerId, Generation>,
 }
@@ -66,6 +70,8 @@ struct State {
     held: bool,
     gateways: BTreeMap<u64, Gateway>,
     next_connection: u64,
+    /// The last question for reports.
+    asked: u64,
     /// Since when a gateway is missed: by its pid, or any at all at the start.
     missed: Vec<(Option<u32>, Instant)>,
 }
@@ -87,6 +93,7 @@ impl Publisher {
                 held: true,
                 gateways: BTreeMap::new(),
                 next_connection: 0,
+                asked: 0,
                 missed: vec![(None, Instant::now())],
             }),
             moved: Notify::new(),
@@ -128,6 +135,30 @@ impl Publisher {
     /// Versions of the gateways that are connected.
     pub(crate) fn versions(&self) -> Vec<String> {
         self.lock().gateways.values().map(|gateway| gateway.version.clone()).collect()
+    }
+
+    /// Asks every gateway for a report now. When this returns, what those have counted is known
+    /// that answered within [`REPORT_PATIENCE`].
+    pub(crate) async fn ask_for_reports(&self) {
+        let (asked, of) = {
+            let mut state = self.lock();
+            state.asked += 1;
+            let question = line(&ToGateway::Tell { asked: state.asked });
+            let greeted = state.gateways.iter().filter(|(_, gateway)| gateway.greeted);
+            let mut of = Vec::new();
+            for (connection, gateway) in greeted {
+                // A connection that is ending is noticed by its reader.
+                let _ = gateway.lines.send(question.clone());
+                of.push(*connection);
+            }
+            (state.asked, of)
+        };
+        let told = self.until(|state| {
+            let mut asked_and_here = of.iter().filter_map(|one| state.gateways.get(one));
+            asked_and_here.all(|gateway| gateway.told >= asked)
+        });
+        // Late, or too old to know the question: its report of each second must do.
+        let _ = tokio::time::timeout(REPORT_PATIENCE, told).await;
     }
 
     /// The generation of the table.

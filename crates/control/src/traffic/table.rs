@@ -275,7 +275,7 @@ mod tests {
                 .flat_map(|r| &r.backends)
                 .map(|b| (b.container.to_string(), b.state))
                 .collect(),
-            ToGateway::Table(_) => panic!("no table is expected"),
+            _ => panic!("changes of one app each are expected"),
         };
         changes.iter().map(of).collect()
     }

@@ -99,7 +99,8 @@ impl Gateway {
         assert!(read.expect("something is said").unwrap() > 0, "the link is open");
         let message: ToGateway = serde_json::from_str(&line).unwrap();
         self.puts += u32::from(matches!(message, ToGateway::Put { .. }));
-        self.table.apply(message.into()).expect("never an older generation");
+        let change = message.into_change().expect("a change of the table");
+        self.table.apply(change).expect("never an older generation");
     }
 
     async fn ack(&mut self) {
@@ -418,6 +419,35 @@ async fn a_gateway_that_never_acknowledges_is_cut_off() {
     attached.await.unwrap();
     let mut line = String::new();
     assert_eq!(stuck.lines.read_line(&mut line).await.unwrap(), 0, "the link is closed");
+}
+
+#[tokio::test]
+async fn who_asks_for_reports_waits_for_those_that_answer() {
+    let (bench, mut one) = Bench::with_gateway().await;
+    let mut mute = bench.gateway(1, 0).await;
+    mute.hear().await;
+    let publisher = Arc::clone(&bench.publisher);
+    let began = Instant::now();
+    let mut asking = tokio::spawn(async move { publisher.ask_for_reports().await });
+    let mut question = String::new();
+    one.lines.read_line(&mut question).await.unwrap();
+    let question = serde_json::from_str(&question).unwrap();
+    let ToGateway::Tell { asked } = question else { panic!("{question:?}") };
+    one.say(ToServe::Told { asked }).await;
+    not_yet(&mut asking).await;
+    soon(asking).await;
+    assert!(began.elapsed() >= REPORT_PATIENCE, "one of them said nothing");
+    drop(mute);
+    bench.publisher.until(|state| state.gateways.len() == 1).await;
+    let asking = bench.publisher.ask_for_reports();
+    let answering = async {
+        let mut question = String::new();
+        one.lines.read_line(&mut question).await.unwrap();
+        one.say(ToServe::Told { asked: asked + 1 }).await;
+    };
+    let began = Instant::now();
+    tokio::join!(asking, answering);
+    assert!(began.elapsed() < REPORT_PATIENCE, "{:?}", began.elapsed());
 }
 
 #[tokio::test]

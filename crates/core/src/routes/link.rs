@@ -31,13 +31,22 @@ pub enum ToGateway {
         /// Its new routes; `None` takes the App away.
         routes: Option<AppRoutes>,
     },
+    /// Report now. Answered by a `Report` and a `Told`; no `Ack` follows.
+    Tell {
+        /// Which question it is, for the answer.
+        asked: u64,
+    },
 }
 
-impl From<ToGateway> for RouteChange {
-    fn from(message: ToGateway) -> Self {
-        match message {
-            ToGateway::Table(table) => Self::Table(table),
-            ToGateway::Put { generation, app, routes } => Self::Put { generation, app, routes },
+impl ToGateway {
+    /// The change of the table that it is, if it is one.
+    pub fn into_change(self) -> Option<RouteChange> {
+        match self {
+            Self::Table(table) => Some(RouteChange::Table(table)),
+            Self::Put { generation, app, routes } => {
+                Some(RouteChange::Put { generation, app, routes })
+            }
+            Self::Tell { .. } => None,
         }
     }
 }
@@ -75,8 +84,13 @@ pub enum ToServe {
         /// The App.
         app: AppKey,
     },
-    /// Counters and gauges, each second.
+    /// Counters and gauges, each second, and when `Tell` asks for them.
     Report(Report),
+    /// The `Report` before this was made after the question came.
+    Told {
+        /// Which question.
+        asked: u64,
+    },
 }
 
 /// What a gateway has seen. Counters are cumulative since `started`, so that a lost report

@@ -18,7 +18,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use stead_core::ids::{ContainerId, Generation, Ordinal, ReleaseNo};
 use stead_core::routes::{
-    AppRoutes, Backend, BackendState, HostRule, Protocol, RouteTable, ToGateway, ToServe,
+    AppRoutes, Backend, BackendState, HostRule, Protocol, Report, RouteTable, ToGateway, ToServe,
 };
 use stead_gateway::{Gateway, GatewayConfig};
 use tempfile::TempDir;
@@ -166,6 +166,18 @@ impl Control {
         self.heard("ack", |message| *message == ToServe::Ack { generation }).await;
     }
 
+    /// Asks every gateway for a report. Gives the next one that answers it.
+    pub async fn ask_for_report(&self, asked: u64) -> Report {
+        self.changes.send(ToGateway::Tell { asked }).unwrap();
+        self.heard("the answer", |message| *message == ToServe::Told { asked }).await;
+        let heard = self.heard.lock().unwrap();
+        let at = heard.iter().position(|message| *message == ToServe::Told { asked }).unwrap();
+        match &heard[at - 1] {
+            ToServe::Report(report) => report.clone(),
+            other => panic!("the answer stands behind its report, not behind {other:?}"),
+        }
+    }
+
     /// Waits until as many gateways are connected and have acknowledged the routes.
     pub async fn acked_by(&self, gateways: usize) {
         let generation = self.table.lock().unwrap().generation;
@@ -180,6 +192,11 @@ impl Control {
     /// Waits until a gateway has said something.
     pub async fn heard(&self, what: &str, is: impl Fn(&ToServe) -> bool) {
         until(what, || self.heard.lock().unwrap().iter().any(&is)).await;
+    }
+
+    /// Gateways that were given a table and are still connected.
+    pub fn connected(&self) -> usize {
+        self.connected.load(Ordering::SeqCst)
     }
 
     pub fn has_heard(&self, is: impl Fn(&ToServe) -> bool) -> bool {

@@ -250,3 +250,15 @@ async fn metrics_tell_what_the_ledger_knows() {
         assert!(page.contains(line), "{line:?} not in\n{page}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_is_known_to_the_control_plane_before_it_serves() {
+    let control = Control::start();
+    let app = TestApp::start(1).await;
+    control.put(APP, routes([app.open()])).await;
+    let gateway = control.gateway().await;
+    let mut config = control.config();
+    config.http = gateway.http_addrs();
+    let _next = Gateway::start(config).await.unwrap();
+    assert_eq!(control.connected(), 2);
+}

@@ -266,3 +266,19 @@ async fn what_an_app_breaks_is_the_apps_failure() {
     };
     until("failures counted", || failed(&gateway) == 3).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_that_is_asked_for_has_every_request_that_was_answered() {
+    let control = Control::start();
+    let app = TestApp::start(1).await;
+    control.put(APP, routes([app.open()])).await;
+    let gateway = control.gateway().await;
+    let mut client = Raw::connect(gateway.http_addrs()[0]).await;
+    for requests in 1..=20 {
+        assert_eq!(client.get("/").await.status, 200);
+        let report = control.ask_for_report(requests).await;
+        let release = &report.apps[0].releases[0];
+        assert_eq!((release.received, release.outcomes.completed), (requests, requests));
+        assert_eq!(release.in_flight, 0);
+    }
+}
