@@ -287,7 +287,8 @@ mod tests {
         };
         let begun = SystemTime::now() - Duration::from_secs(1000);
         for number in 0..KEPT + 3 {
-            for path in [path(0, number), path(0, number).with_extension("log.1"), path(1, number)] {
+            for path in [path(0, number), path(0, number).with_extension("log.1"), path(1, number)]
+            {
                 let file = std::fs::File::create(path).unwrap();
                 file.set_modified(begun + Duration::from_secs(number as u64)).unwrap();
             }

@@ -283,11 +283,9 @@ impl Engine for NodeEngine {
 /// Makes the folders. What lies in them, or lets somebody into a Container, is for root alone:
 /// a volume may hold a set-user-id program of a Container's root.
 fn folders(config: &NodeConfig) -> std::io::Result<intent::Intents> {
-    for folder in [
-        config.run_dir.join("open"),
-        config.data_dir.join("logs"),
-        config.data_dir.join("volumes"),
-    ] {
+    for folder in
+        [config.run_dir.join("open"), config.data_dir.join("logs"), config.data_dir.join("volumes")]
+    {
         private_folder(&folder)?;
     }
     intent::Intents::open(&config.run_dir)

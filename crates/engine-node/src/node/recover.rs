@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use stead_core::fleet::{
-    ContainerSeen, ContainerState, Fleet, Health, InstanceSeen, ReleaseSpec, Revision,
-    TrafficState,
+    ContainerSeen, ContainerState, Fleet, Health, InstanceSeen, ReleaseSpec, Revision, TrafficState,
 };
 use stead_core::ids::{ContainerId, Ordinal};
 use stead_core::name::AppKey;
@@ -103,10 +102,9 @@ fn state(
             };
             ContainerState::Running { since: *started, health }
         }
-        ViewState::Exited(exit) if wanted && exit.started > 0 => ContainerState::Running {
-            since: Time(exit.started / 1_000),
-            health: Health::Starting,
-        },
+        ViewState::Exited(exit) if wanted && exit.started > 0 => {
+            ContainerState::Running { since: Time(exit.started / 1_000), health: Health::Starting }
+        }
         ViewState::Exited(exit) => ContainerState::Exited(spec::exit(exit, !wanted)),
     }
 }
