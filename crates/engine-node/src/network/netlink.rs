@@ -1,7 +1,7 @@
 //! Netlink messages, built and answered by hand.
 //!
-//! Promises: what is queued is sent in one datagram and every message of it is acknowledged
-//! before [`Socket::commit`] returns. Does not know families; `links` and `nftables` do.
+//! Promises: what is queued is sent in one datagram and every message of it that asks for it is
+//! acknowledged before [`Socket::commit`] returns. Does not know families; `links` and `nftables` do.
 //! The hot path of a Sandbox goes through here, where a general library costs ten times as much.
 //!
 //! Layout: `struct nlmsghdr` (16 bytes), a fixed header of the family, then attributes
@@ -12,8 +12,10 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-/// `NLM_F_REQUEST | NLM_F_ACK`.
-const REQUEST: u16 = 1 | 4;
+/// `NLM_F_REQUEST`.
+const REQUEST: u16 = 1;
+/// `NLM_F_ACK`.
+const ACKNOWLEDGE: u16 = 4;
 /// Flag: make it, and it is an error if it exists (`NLM_F_CREATE | NLM_F_EXCL`).
 pub(crate) const NEW: u16 = 0x400 | 0x200;
 /// Flag: make it, or take what exists (`NLM_F_CREATE`).
@@ -35,8 +37,8 @@ pub(crate) struct Socket {
     socket: OwnedFd,
     sequence: u32,
     queue: Vec<u8>,
-    /// What the sequence number of each queued message is for, in order of sending.
-    first: u32,
+    /// How many of the queued messages ask for an acknowledgement.
+    pending: usize,
 }
 
 impl Socket {
@@ -69,11 +71,28 @@ impl Socket {
                 );
             }
         }
-        Self { socket, sequence: 1, queue: Vec::with_capacity(1024), first: 1 }
+        Self { socket, sequence: 1, queue: Vec::with_capacity(1024), pending: 0 }
     }
 
     /// Queues one message: type, extra flags, the family's header, then attributes.
     pub(crate) fn queue(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        header: &[u8],
+        attributes: impl FnOnce(&mut Vec<u8>),
+    ) {
+        self.pending += 1;
+        self.append(kind, flags | ACKNOWLEDGE, header, attributes);
+    }
+
+    /// Queues a message that is not acknowledged: the begin or end of a batch. Kernels before
+    /// 6.10 never acknowledge those, asked or not.
+    pub(crate) fn queue_bracket(&mut self, kind: u16, header: &[u8]) {
+        self.append(kind, 0, header, |_| {});
+    }
+
+    fn append(
         &mut self,
         kind: u16,
         flags: u16,
@@ -100,24 +119,18 @@ impl Socket {
     /// The first refusal, with the kernel's own words if it has any. The later messages of the
     /// datagram are carried out all the same, except in an nf_tables batch.
     pub(crate) fn commit(&mut self) -> io::Result<()> {
-        self.commit_expecting((self.sequence - self.first) as usize)
-    }
-
-    /// As [`commit`](Self::commit), for families that acknowledge only some messages.
-    pub(crate) fn commit_expecting(&mut self, mut pending: usize) -> io::Result<()> {
-        self.send()?;
+        let mut pending = self.send()?;
         let mut refusal = None;
         while pending > 0 {
             let answer = self.receive()?;
-            for message in Messages(&answer) {
-                if message.kind == ERROR {
-                    pending -= 1;
-                    refusal = refusal.or(refused(&message));
-                    // nf_tables answers a refused batch with that refusal and nothing more.
-                    if refusal.is_some() && pending > 0 && self.nothing_waits() {
-                        pending = 0;
-                    }
-                }
+            for message in Messages(&answer).filter(|message| message.kind == ERROR) {
+                pending = pending.saturating_sub(1);
+                refusal = refusal.or(refused(&message));
+            }
+            // To a refused batch nf_tables gives fewer answers than asked for, or more. None may
+            // stay unread, or the next commit takes it for its own.
+            if refusal.is_some() {
+                pending = usize::from(!self.nothing_waits());
             }
         }
         refusal.map_or(Ok(()), Err)
@@ -139,14 +152,15 @@ impl Socket {
         }
     }
 
-    fn send(&mut self) -> io::Result<()> {
-        self.first = self.sequence;
+    /// Sends what is queued; how many acknowledgements it asks for.
+    fn send(&mut self) -> io::Result<usize> {
         // SAFETY: the queue is live and as long as stated.
         let sent = unsafe {
             libc::send(self.socket.as_raw_fd(), self.queue.as_ptr().cast(), self.queue.len(), 0)
         };
+        let pending = std::mem::take(&mut self.pending);
         self.queue.clear();
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(pending) }
     }
 
     fn receive(&self) -> io::Result<Vec<u8>> {

@@ -194,24 +194,22 @@ pub(crate) fn remove(socket: &mut Socket, table: &str) -> io::Result<()> {
 struct Batch<'a> {
     socket: &'a mut Socket,
     table: &'a str,
-    messages: usize,
 }
 
 impl<'a> Batch<'a> {
     fn begin(socket: &'a mut Socket, table: &'a str) -> Self {
         // NFNL_MSG_BATCH_BEGIN for subsystem 10, nf_tables.
-        socket.queue(16, 0, &[0, 0, 0, 10], |_| {});
-        Self { socket, table, messages: 1 }
+        socket.queue_bracket(16, &[0, 0, 0, 10]);
+        Self { socket, table }
     }
 
     fn commit(self) -> io::Result<()> {
-        self.socket.queue(17, 0, &[0, 0, 0, 10], |_| {});
-        self.socket.commit_expecting(self.messages + 1)
+        self.socket.queue_bracket(17, &[0, 0, 0, 10]);
+        self.socket.commit()
     }
 
     fn message(&mut self, kind: u16, flags: u16, attributes: impl FnOnce(&mut Vec<u8>)) {
         let table = self.table;
-        self.messages += 1;
         self.socket.queue((10 << 8) | kind, flags, &[FAMILY_INET, 0, 0, 0], |to| {
             text(to, 1, table);
             attributes(to);
