@@ -289,10 +289,12 @@ impl App {
         Ok(())
     }
 
-    /// Sets the wanted number of Instances.
-    pub fn scale(&mut self, instances: u32) {
+    /// Sets the wanted number of Instances. A Rollout that is under way has its whole time
+    /// again: those it had brought up may be the ones that go.
+    pub fn scale(&mut self, instances: u32, now: Time) {
         self.generation = self.generation.next();
         self.instances = instances;
+        self.count_anew(now);
     }
 
     /// Stops it: no Instance, requests are refused. Volumes and Releases stay.
@@ -306,6 +308,11 @@ impl App {
     pub fn start(&mut self, now: Time) {
         self.generation = self.generation.next();
         self.stopped = false;
+        self.count_anew(now);
+    }
+
+    /// What a Rollout has come to is counted from here on.
+    fn count_anew(&mut self, now: Time) {
         if let Some(Rollout { phase: Phase::Progressing { done, since }, .. }) = &mut self.rollout {
             (*done, *since) = (0, now);
         }

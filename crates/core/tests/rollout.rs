@@ -7,8 +7,11 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use stead_core::app::{App, Change};
 use stead_core::error::{Code, UserError};
-use stead_core::fleet::{Fleet, FleetSeen, ImageSeen, ReleaseSpec, Revision, Trouble};
+use stead_core::fleet::{
+    ContainerState, Exit, Fleet, FleetSeen, ImageSeen, ReleaseSpec, Revision, TrafficState, Trouble,
+};
 use stead_core::ids::{Generation, Ordinal, ReleaseNo};
+use stead_core::manifest::RestartPolicy;
 use stead_core::rollout::{Phase, RolloutKind, START_ATTEMPTS, advance, wanted};
 use stead_core::time::{Micros, Time};
 use worlds::*;
@@ -176,6 +179,44 @@ fn a_rollout_without_progress_fails_and_progress_gives_it_time() {
 }
 
 #[test]
+fn scaling_gives_a_rollout_its_whole_time_again() {
+    let mut app = stable(5);
+    deploy(&mut app, 2);
+    app.enter(Phase::Progressing { done: 3, since: NOW });
+    let late = NOW + app.active().unwrap().deadline;
+    app.scale(4, Time(late.0 - 1));
+    // Two of the three that were done are left: the others go on.
+    let found = found_at(&app, late, |seen| {
+        seen.instances.remove(&Ordinal(0));
+        seen.instances.remove(&Ordinal(1));
+    });
+    assert_eq!(found, Some(Phase::Progressing { done: 2, since: late }));
+}
+
+#[test]
+fn what_ended_and_is_not_started_again_fails_a_rollout_at_once() {
+    for (policy, code, fails) in [
+        (RestartPolicy::Always, 0, false),
+        (RestartPolicy::OnFailure, 0, true),
+        (RestartPolicy::OnFailure, 1, false),
+        (RestartPolicy::Never, 1, true),
+    ] {
+        let mut app = stable(1);
+        deploy(&mut app, 2);
+        progress(&mut app);
+        let mut fleet = fleet(&app);
+        fleet.releases.insert(ReleaseNo(2), spec(2, |settings| settings.restart = policy));
+        let mut seen = settled(&fleet);
+        let container = &mut seen.instances.get_mut(&Ordinal(0)).unwrap().containers[0];
+        let exit = Exit { at: NOW, code, oom_killed: false, intended: false };
+        container.state = ContainerState::Exited(exit);
+        container.traffic = TrafficState::Detached;
+        let phase = advance(&app, &fleet, &seen, NOW).phase;
+        assert_eq!(name(&phase), if fails { "undoing" } else { "stays" }, "{policy:?} {code}");
+    }
+}
+
+#[test]
 fn a_stopped_app_is_not_judged_and_has_its_time_again() {
     let mut app = stable(1);
     deploy(&mut app, 2);
@@ -326,7 +367,7 @@ fn do_to(app: &mut App, verb: &Verb) -> bool {
             app.restart(only, &manifest(), change(RolloutKind::Restart)).is_ok()
         }
         Verb::Scale(instances) => {
-            app.scale(*instances);
+            app.scale(*instances, NOW);
             true
         }
         Verb::Stop => {

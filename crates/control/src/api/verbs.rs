@@ -154,7 +154,7 @@ pub(super) async fn scale(
             return Ok(None);
         }
         let what = format!("scaled from {} to {wanted} instances", app.instances);
-        app.scale(wanted);
+        app.scale(wanted, clock::now());
         Ok(Some(Decision { app, beside: Vec::new(), what }))
     })
     .await

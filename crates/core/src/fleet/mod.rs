@@ -24,7 +24,7 @@ pub use seen::{
 pub use step::{Plan, Step, StopCause};
 
 use crate::ids::{Digest, Generation, Ordinal, ReleaseNo};
-use crate::manifest::{Manifest, Strategy};
+use crate::manifest::{Manifest, RestartPolicy, Strategy};
 use crate::name::AppKey;
 use crate::time::Micros;
 
@@ -67,6 +67,15 @@ impl ReleaseSpec {
     /// stop signal.
     pub fn grace(&self) -> Micros {
         Micros::from_millis(self.settings.lifecycle.grace.millis())
+    }
+
+    /// Whether a Container that ended by itself with `exit` is started again.
+    pub fn runs_again_after(&self, exit: Exit) -> bool {
+        match self.settings.restart {
+            RestartPolicy::Always => true,
+            RestartPolicy::OnFailure => exit.code != 0,
+            RestartPolicy::Never => false,
+        }
     }
 
     /// What a Sandbox is built from and cannot change in place. Two Releases of different

@@ -11,7 +11,7 @@ use super::{
     ReleaseSpec, Revision, Step, TrafficState,
 };
 use crate::ids::Ordinal;
-use crate::manifest::{RestartPolicy, Strategy};
+use crate::manifest::Strategy;
 use crate::time::{Micros, Time};
 
 /// Longest wait before a crashed Container is started again.
@@ -215,11 +215,7 @@ impl Instance<'_> {
 
     /// Whether the Container ran what is wanted, ended by itself, and shall not run again.
     fn stays_ended(&self, container: &ContainerSeen, exit: Exit) -> bool {
-        let again = match self.spec.settings.restart {
-            RestartPolicy::Always => true,
-            RestartPolicy::OnFailure => exit.code != 0,
-            RestartPolicy::Never => false,
-        };
+        let again = self.spec.runs_again_after(exit);
         container.revision == self.revision && !exit.intended && !again
     }
 

@@ -3,7 +3,7 @@
 use super::{Phase, Rollout};
 use crate::app::App;
 use crate::error::{Code, UserError};
-use crate::fleet::{Fleet, FleetSeen, ImageSeen, InstanceSeen, Revision};
+use crate::fleet::{ContainerState, Exit, Fleet, FleetSeen, ImageSeen, InstanceSeen, Revision};
 use crate::ids::Ordinal;
 use crate::time::Time;
 
@@ -140,15 +140,43 @@ fn trouble(
     }
     scope.iter().find_map(|ordinal| {
         let instance = seen.instances.get(ordinal)?;
-        let trouble = instance.trouble.as_ref()?;
-        let ours = Some(trouble.revision) == fleet.wanted(*ordinal);
+        let revision = fleet.wanted(*ordinal)?;
+        let trouble = instance.trouble.as_ref().filter(|trouble| trouble.revision == revision);
+        if let Some(exit) = ended_for_good(instance, revision, fleet) {
+            let why = trouble.map(|trouble| trouble.error.clone());
+            return Some(why.unwrap_or_else(|| ended(rollout, *ordinal, exit)));
+        }
+        let trouble = trouble?;
         let lasting = trouble.count >= START_ATTEMPTS
             || matches!(
                 trouble.error.code,
                 Code::NeverReady | Code::CannotStart | Code::DiskFull | Code::ImageRefused
             );
-        (ours && lasting).then(|| trouble.error.clone())
+        lasting.then(|| trouble.error.clone())
     })
+}
+
+/// How what is wanted ended by itself, when it is not started again.
+fn ended_for_good(instance: &InstanceSeen, revision: Revision, fleet: &Fleet) -> Option<Exit> {
+    let spec = fleet.releases.get(&revision.release)?;
+    instance.containers.iter().find_map(|container| match container.state {
+        ContainerState::Exited(exit) if container.revision == revision => {
+            (!exit.intended && !spec.runs_again_after(exit)).then_some(exit)
+        }
+        _ => None,
+    })
+}
+
+fn ended(rollout: &Rollout, ordinal: Ordinal, exit: Exit) -> UserError {
+    UserError::new(
+        Code::ExitedAtOnce,
+        format!(
+            "instance {ordinal} ended with exit code {} in rollout {}, and `restart` says that it \
+             is not started again",
+            exit.code, rollout.number
+        ),
+        "an app serves until it is stopped; see why it ended with `stead logs`",
+    )
 }
 
 /// Instances in `scope` that run exactly what is wanted, and take traffic.

@@ -107,9 +107,9 @@ impl Desk {
         })
     }
 
-    pub(super) fn scale(&mut self, instances: u32) -> bool {
+    pub(super) fn scale(&mut self, instances: u32, now: Time) -> bool {
         self.commit(|app| {
-            app.scale(instances);
+            app.scale(instances, now);
             true
         })
     }

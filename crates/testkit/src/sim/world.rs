@@ -174,7 +174,7 @@ impl World {
             Action::Rollback => self.desk.rollback(false, now),
             Action::Restart => self.desk.restart(None, now),
             Action::RestartOne(ordinal) => self.desk.restart(Some(*ordinal), now),
-            Action::Scale(instances) => self.desk.scale(*instances),
+            Action::Scale(instances) => self.desk.scale(*instances, now),
             Action::Stop => self.desk.stop(),
             Action::Start => self.desk.start(now),
             Action::Abort => self.desk.abort(now),
