@@ -4,6 +4,7 @@ mod sandbox_harness;
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use sandbox_harness::{PATIENCE, Platform, shell};
 use stead_engine_node::sandbox::{ContainerSpec, ExecSpec, RunRefusal, SandboxError, Stdio};
@@ -132,5 +133,26 @@ async fn what_cannot_be_entered_is_told() {
     sandbox.stop("one", libc::SIGTERM, PATIENCE).await.unwrap();
     let code = tokio::time::timeout(PATIENCE, guest.wait()).await.unwrap().unwrap();
     assert_eq!(code, 128 + libc::SIGKILL);
+    all.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_nobody_waits_for_is_killed() {
+    let all = Platform::open("exec9", 0).await;
+    let sandbox = all.sandbox("a").await;
+    all.start(&sandbox, all.container("one", &shell(SLEEP))).await;
+    let spec = || ExecSpec { argv: shell("exec sleep 2000"), ..ExecSpec::default() };
+    let given_up = sandbox.exec("one", spec()).await.unwrap();
+    let kept = sandbox.exec("one", spec()).await.unwrap();
+    let (gone, stays) = (given_up.pid(), kept.pid());
+    drop(given_up);
+    let lives = |pid: i32| std::path::Path::new(&format!("/proc/{pid}")).exists();
+    all.until("it is killed", async || !lives(gone)).await;
+    assert!(lives(stays));
+    let begun = std::time::Instant::now();
+    all.host().remove("a").await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "it does not hold the Sandbox up");
+    assert!(!lives(stays));
+    drop(kept);
     all.close().await;
 }

@@ -179,6 +179,13 @@ impl Holder {
                 self.visitors.push(Visitor { pid, started: sys::now() });
                 return Ok((Answer::Executing { pid }, master));
             }
+            Command::Kill { pid } => {
+                // One that is still noted has not been reaped, so the number is still its own.
+                if self.visitors.iter().any(|visitor| visitor.pid == pid) {
+                    sys::kill(pid, libc::SIGKILL).at("kill")?;
+                }
+                Answer::Done
+            }
             Command::Discard { container } => {
                 let held = self.find(&container)?;
                 if held.is_running() {
@@ -189,6 +196,12 @@ impl Holder {
                 Answer::Done
             }
             Command::Quit => {
+                // A pid namespace ends only once everything in it has been reaped, and these
+                // are for us to reap.
+                for visitor in self.visitors.drain(..) {
+                    let _ = sys::kill(visitor.pid, libc::SIGKILL);
+                    sys::reap(visitor.pid);
+                }
                 for container in &mut self.containers {
                     container.kill_and_reap();
                 }

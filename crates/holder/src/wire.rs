@@ -43,6 +43,12 @@ pub enum Command {
     /// a terminal, the request carries stdin, stdout and stderr; with one, the answer carries
     /// the terminal's master end.
     Exec(Box<Exec>),
+    /// Kill a program that [`Command::Exec`] started; what it started itself is not looked for.
+    /// It is no error if it has ended.
+    Kill {
+        /// As in [`Answer::Executing`].
+        pid: i32,
+    },
     /// Forget a prepared or exited Container: its exit has been taken note of.
     Discard {
         /// Which Container.

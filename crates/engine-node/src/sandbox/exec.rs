@@ -1,10 +1,14 @@
 //! A further program in a Container, as its caller holds it.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
+use stead_holder::wire::Command;
 use tokio::net::unix::pipe;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use super::link::Link;
 use super::{Exit, SandboxError};
 
 /// The ends of a further program's input and output.
@@ -23,14 +27,27 @@ pub enum Stdio {
     Terminal(OwnedFd),
 }
 
-/// A further program in a Container.
+/// A further program in a Container. Nobody is left to wait for it once this is dropped: then it
+/// is killed.
 #[derive(Debug)]
 pub struct ExecHandle {
     pid: i32,
     stdio: Option<Stdio>,
     exit: oneshot::Receiver<Exit>,
     sandbox: String,
+    link: Arc<Link>,
     code: Option<i32>,
+}
+
+impl Drop for ExecHandle {
+    fn drop(&mut self) {
+        let running = matches!(self.exit.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        // Without a runtime, `serve` itself is about to end.
+        if let (None, true, Ok(runtime)) = (self.code, running, Handle::try_current()) {
+            let (link, pid) = (self.link.clone(), self.pid);
+            runtime.spawn(async move { link.ask(Command::Kill { pid }, &[]).await.map(drop) });
+        }
+    }
 }
 
 impl ExecHandle {
@@ -39,8 +56,9 @@ impl ExecHandle {
         stdio: Option<Stdio>,
         exit: oneshot::Receiver<Exit>,
         sandbox: &str,
+        link: Arc<Link>,
     ) -> Self {
-        Self { pid, stdio, exit, sandbox: sandbox.to_owned(), code: None }
+        Self { pid, stdio, exit, sandbox: sandbox.to_owned(), link, code: None }
     }
 
     /// Its number on the host.

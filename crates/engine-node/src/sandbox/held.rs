@@ -340,7 +340,8 @@ impl Sandbox {
         let _ = tokio::task::spawn_blocking(move || places.undo(&means)).await;
     }
 
-    /// Runs a further program in a running Container.
+    /// Runs a further program in a running Container. It is killed if it has not ended when the
+    /// handle is dropped.
     ///
     /// # Errors
     /// [`SandboxError::CannotRun`]; [`SandboxError::WrongState`] if the Container does not run or
@@ -378,7 +379,7 @@ impl Sandbox {
         };
         let terminal = || reply.descriptors.into_iter().next().map(Stdio::Terminal);
         let stdio = ours.or_else(terminal);
-        Ok(ExecHandle::new(*pid, stdio, exit, self.id()))
+        Ok(ExecHandle::new(*pid, stdio, exit, self.id(), self.held.link.clone()))
     }
 
     /// Stops a Container in its tracks: it keeps its memory and uses no processor.
