@@ -1,16 +1,18 @@
 //! Running a command inside a running Instance: descriptors to streams.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use futures_util::StreamExt;
+use rustix::io;
 use stead_core::engine::{Exec, ExecInput, ExecOutput, ExecRequest};
-use stead_core::error::UserError;
+use stead_core::error::{Code, UserError};
 use stead_core::ids::ContainerId;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use crate::sandbox::{ExecSpec, Sandbox, Stdio};
+use crate::sandbox::{ExecSpec, Sandbox, Stdio, watch};
 
 /// Bytes read at once.
 const CHUNK: usize = 16 * 1024;
@@ -28,18 +30,15 @@ pub(super) async fn run(
     let mut readers = Vec::new();
     match handle.take_stdio() {
         Stdio::Pipes { stdin, stdout, stderr } => {
+            let (stdin, stdout, stderr) = (stream(stdin)?, stream(stdout)?, stream(stderr)?);
             readers.push(tokio::spawn(read(stdout, out.clone(), ExecOutput::Stdout)));
             readers.push(tokio::spawn(read(stderr, out.clone(), ExecOutput::Stderr)));
             tokio::spawn(feed(Some(stdin).filter(|_| request.stdin), None, inputs));
         }
         Stdio::Terminal(master) => {
-            let terminal = Arc::new(master);
-            let reading = terminal.try_clone();
-            if let Ok(reading) = reading {
-                readers.push(tokio::spawn(read(reading, out.clone(), ExecOutput::Stdout)));
-            }
-            let writing = terminal.try_clone().ok();
-            tokio::spawn(feed(writing, Some(terminal), inputs));
+            let terminal = stream(master)?;
+            readers.push(tokio::spawn(read(terminal.clone(), out.clone(), ExecOutput::Stdout)));
+            tokio::spawn(feed(Some(terminal.clone()), Some(terminal), inputs));
         }
     }
     tokio::spawn(async move {
@@ -64,32 +63,51 @@ pub(super) async fn run(
     })
 }
 
-async fn read(fd: OwnedFd, out: mpsc::Sender<ExecOutput>, wrap: fn(Vec<u8>) -> ExecOutput) {
-    let mut file = tokio::fs::File::from_std(fd.into());
+/// A pipe or a terminal, watched by the runtime: no thread waits for it, however silent it is.
+type Stream = Arc<AsyncFd<OwnedFd>>;
+
+fn stream(fd: OwnedFd) -> Result<Stream, UserError> {
+    let watched = io::ioctl_fionbio(&fd, true).map_err(Into::into);
+    watched.and_then(|()| watch(fd)).map(Arc::new).map_err(|error: std::io::Error| {
+        let message = format!("the command's input and output cannot be watched: {error}");
+        UserError::new(Code::EngineFailed, message, "try again")
+    })
+}
+
+async fn read(from: Stream, out: mpsc::Sender<ExecOutput>, wrap: fn(Vec<u8>) -> ExecOutput) {
     let mut chunk = vec![0; CHUNK];
-    // A terminal whose other end is closed reads as an error.
-    while let Ok(read @ 1..) = file.read(&mut chunk).await {
+    loop {
+        let reading = from.async_io(Interest::READABLE, |fd| Ok(io::read(fd, &mut *chunk)?));
+        // A terminal whose other end is closed reads as an error.
+        let Ok(read @ 1..) = reading.await else { return };
         if out.send(wrap(chunk[..read].to_vec())).await.is_err() {
             return;
         }
     }
 }
 
+async fn write(to: &Stream, mut bytes: &[u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        let writing = to.async_io(Interest::WRITABLE, |fd| Ok(io::write(fd, bytes)?));
+        bytes = &bytes[writing.await?..];
+    }
+    Ok(())
+}
+
 async fn feed(
-    fd: Option<OwnedFd>,
-    terminal: Option<Arc<OwnedFd>>,
+    mut to: Option<Stream>,
+    terminal: Option<Stream>,
     mut inputs: mpsc::UnboundedReceiver<ExecInput>,
 ) {
-    let mut file = fd.map(|fd| tokio::fs::File::from_std(fd.into()));
     while let Some(item) = inputs.recv().await {
         match item {
             ExecInput::Data(bytes) => {
-                let Some(file) = &mut file else { continue };
-                if file.write_all(&bytes).await.is_err() || file.flush().await.is_err() {
+                let Some(to) = &to else { continue };
+                if write(to, &bytes).await.is_err() {
                     return;
                 }
             }
-            ExecInput::End => file = None,
+            ExecInput::End => to = None,
             ExecInput::Resize(rows, columns) => {
                 if let Some(terminal) = &terminal {
                     let size = rustix::termios::Winsize {
@@ -99,7 +117,7 @@ async fn feed(
                         ws_ypixel: 0,
                     };
                     // A terminal that is gone has no size.
-                    let _ = rustix::termios::tcsetwinsize(terminal.as_fd(), size);
+                    let _ = rustix::termios::tcsetwinsize(terminal.get_ref(), size);
                 }
             }
         }

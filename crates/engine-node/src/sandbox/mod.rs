@@ -28,6 +28,7 @@ pub use error::{RunRefusal, SandboxError};
 pub use exec::{ExecHandle, Stdio};
 pub use held::Sandbox;
 pub use host::{Host, HostConfig, LogPolicy, SandboxEvent};
+pub(crate) use link::watch;
 pub use recover::Recovered;
 pub use spec::{
     ContainerSpec, ContainerView, ExecSpec, FileMount, SandboxSpec, Timings, TmpfsMount, Usage,

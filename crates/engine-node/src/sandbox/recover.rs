@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use stead_core::time::Time;
 use stead_holder::wire::{Answer, Command, Container, State};
@@ -22,8 +23,9 @@ use super::link::{Link, News};
 use super::{SandboxError, SandboxSpec};
 use crate::network::{Connection, Index, Network};
 
-/// How long a holder may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a holder may take to answer. One that sets a Container up answers nobody meanwhile,
+/// for up to 20 s, and what it runs must not be ended for that.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A Sandbox that an earlier `serve` made. Its Containers, with the exits that nobody has taken
 /// note of, are in [`Sandbox::containers`].
@@ -120,6 +122,7 @@ pub(crate) async fn find(means: &Arc<Means>) -> Result<Found, SandboxError> {
     let mut found = Found { recovered: Vec::new(), unused: Vec::new() };
     let mut alive = Vec::new();
     let mut members = Vec::new();
+    let mut connections = Vec::new();
     let entries = fs::read_dir(means.run_dir.join("sb")).map_err(unfit("folders"))?;
     for entry in entries.flatten() {
         let Some(index) = entry.file_name().to_str().and_then(|name| name.parse().ok()).map(Index)
@@ -135,8 +138,12 @@ pub(crate) async fn find(means: &Arc<Means>) -> Result<Found, SandboxError> {
             }
             continue;
         };
-        let connection = Connection { index, ip: means.network.ip(index), link };
-        let Some((held, containers)) = reconnect(means, connection).await else { continue };
+        connections.push(Connection { index, ip: means.network.ip(index), link });
+    }
+    // At the same time: one that is slow to answer must not hold up the others.
+    let asked = connections.iter().map(|connection| reconnect(means, *connection));
+    for (held, containers) in join_all(asked).await.into_iter().flatten() {
+        let (connection, index) = (held.connection, held.connection.index);
         match Record::read(&held.folder) {
             Ok(Some(record)) => {
                 members.push((connection, record.namespace.clone()));
