@@ -43,7 +43,10 @@ pub(crate) fn overlay(root: &wire::Root, userns: BorrowedFd<'_>) -> Result<Owned
     });
     let layers = layers.collect::<Result<Vec<_>>>()?;
     match by_descriptor(&layers, root) {
-        Err(wire::Failure::Step { errno: libc::EINVAL, .. }) => by_path(&layers, root),
+        // The latter is what kernels before 6.5 say to a descriptor.
+        Err(wire::Failure::Step { errno: libc::EINVAL | libc::EOPNOTSUPP, .. }) => {
+            by_path(&layers, root)
+        }
         other => other,
     }
 }
