@@ -272,6 +272,36 @@ async fn mistakes_are_told() {
     platform.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_leads_to_one_app() {
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(dir.path(), &SimMachine::new()).await;
+    let client = platform.client();
+    let deploy = |app: String, hosts: &[&str]| {
+        let manifest = json!({"app": app, "source": "sim/ready:1", "http": {"hosts": hosts}});
+        let client = client.clone();
+        async move {
+            let path = format!("{}/deploy", app_path(&app));
+            client.request(Method::POST, &path, Some(&json!({"manifest": manifest}))).await.0
+        }
+    };
+    // Of many that want it at once, one has it.
+    let all = (0..8).map(|n| deploy(format!("app{n}"), &["shop.example"]));
+    let statuses = futures_util::future::join_all(all).await;
+    let accepted = |status: &StatusCode| *status == StatusCode::ACCEPTED;
+    assert_eq!(statuses.iter().filter(|status| accepted(status)).count(), 1, "{statuses:?}");
+    let owner = format!("app{}", statuses.iter().position(accepted).unwrap());
+    client.until(&owner, |view| view.state == "running").await;
+    // One that gave it up cannot go back to it once another has it.
+    assert_eq!(deploy(owner.clone(), &["other.example"]).await, StatusCode::ACCEPTED);
+    client.until(&owner, |view| view.state == "running").await;
+    assert_eq!(deploy("heir".into(), &["shop.example"]).await, StatusCode::ACCEPTED);
+    let back = format!("{}/rollback", app_path(&owner));
+    let refused = client.refused(Method::POST, &back, json!({})).await;
+    assert_eq!(refused.error.code, Code::Conflict);
+    platform.stop().await;
+}
+
 #[tokio::test]
 async fn namespaces_hold_apps() {
     let dir = tempfile::tempdir().unwrap();

@@ -6,7 +6,6 @@ use stead_core::api::{Accepted, DeployRequest, EnvRequest, ProblemJson};
 use stead_core::error::{Code, UserError};
 use stead_core::event::{Fact, PhaseName};
 use stead_core::ids::Digest;
-use stead_core::manifest::Manifest;
 use stead_core::name::{AppKey, NamespaceName};
 use stead_core::rollout::RolloutKind;
 
@@ -54,7 +53,8 @@ pub(super) async fn deploy(
         .into());
     }
     api.enter_namespace(&key)?;
-    api.check_hosts(&key, &manifest)?;
+    // Before the registry is asked; what counts is asked again with the commit.
+    api.claim_hosts(&key, &manifest)?;
     let (digest, here) = tokio::join!(api.engine.resolve(&manifest.source), api.images_here());
     let digest = digest?;
     let took = clock::now().since(asked);
@@ -66,10 +66,11 @@ pub(super) async fn deploy(
                 None => api.enter_namespace(&key)?,
                 Some(_) => None,
             };
+            let claimed = api.claim_hosts(&key, &manifest)?;
             let kind = RolloutKind::Deploy;
             let mut decision =
                 api.decide_release(app, &manifest, &digest, &author, kind, image_here)?;
-            decision.beside.extend(entered);
+            decision.beside.extend(entered.into_iter().chain(claimed));
             Ok(Some(decision))
         })
         .await?;
@@ -128,28 +129,6 @@ impl Api {
             )
             .into()),
         }
-    }
-
-    /// A host leads to one App: nobody takes another's requests.
-    fn check_hosts(&self, key: &AppKey, manifest: &Manifest) -> Result<(), Problem> {
-        for host in manifest.http.iter().flat_map(|http| &http.hosts) {
-            if let Some(owner) = self.publisher.owner(host.as_str())
-                && owner != *key
-            {
-                let whose = if owner.namespace == key.namespace {
-                    format!("app {owner}")
-                } else {
-                    "an app of another namespace".to_owned()
-                };
-                return Err(UserError::new(
-                    Code::Conflict,
-                    format!("host {host} belongs to {whose}"),
-                    "remove it there first, or use another host",
-                )
-                .into());
-            }
-        }
-        Ok(())
     }
 
     fn current_image(&self, key: &AppKey) -> Result<Option<Digest>, Problem> {

@@ -12,6 +12,7 @@ mod change;
 mod deploy;
 mod exec;
 mod guard;
+mod hosts;
 mod images;
 mod listen;
 mod logs;

@@ -45,6 +45,8 @@ pub(super) async fn rollback(
             Back::To(number) => number,
         };
         let release = api.known_release(&key, number)?;
+        // Another App may have taken a host since.
+        let claimed = api.claim_hosts(&key, &release.settings)?;
         let change = Change {
             kind: RolloutKind::Rollback,
             now,
@@ -54,7 +56,7 @@ pub(super) async fn rollback(
         };
         app.roll_out(number, &release.settings, change);
         let what = format!("rolled back to release {number}");
-        Ok(Some(Decision { app, beside: Vec::new(), what }))
+        Ok(Some(Decision { app, beside: claimed.into_iter().collect(), what }))
     })
     .await
 }

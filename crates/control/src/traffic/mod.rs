@@ -127,11 +127,6 @@ impl Publisher {
         }
     }
 
-    /// The App that a host name leads to.
-    pub(crate) fn owner(&self, host: &str) -> Option<AppKey> {
-        self.lock().table.owner(host).cloned()
-    }
-
     /// Versions of the gateways that are connected.
     pub(crate) fn versions(&self) -> Vec<String> {
         self.lock().gateways.values().map(|gateway| gateway.version.clone()).collect()

@@ -134,17 +134,6 @@ impl Table {
         self.apps.get(app).map_or(self.generation, |entry| entry.generation)
     }
 
-    /// The App that a host name leads to.
-    pub(super) fn owner(&self, host: &str) -> Option<&AppKey> {
-        self.apps
-            .iter()
-            .find(|(_, entry)| {
-                let hosts = entry.routing.iter().flat_map(|routing| &routing.hosts);
-                hosts.into_iter().any(|known| known.eq_ignore_ascii_case(host))
-            })
-            .map(|(app, _)| app)
-    }
-
     /// The changes since the last call, each with its generation.
     pub(super) fn changes(&mut self) -> Vec<ToGateway> {
         let mut changes = Vec::new();
@@ -323,7 +312,6 @@ mod tests {
         table.changes();
         table.gone(&app(), &id("c"));
         assert!(matches!(table.changes()[..], [ToGateway::Put { routes: None, .. }]));
-        assert!(table.owner("web.default.localhost").is_none());
     }
 
     #[test]
