@@ -43,10 +43,11 @@ pub(crate) fn overlay(root: &wire::Root, userns: BorrowedFd<'_>) -> Result<Owned
     });
     let layers = layers.collect::<Result<Vec<_>>>()?;
     match by_descriptor(&layers, root) {
-        // The latter is what kernels before 6.5 say to a descriptor.
-        Err(wire::Failure::Step { errno: libc::EINVAL | libc::EOPNOTSUPP, .. }) => {
-            by_path(&layers, root)
-        }
+        // Before 6.5 a descriptor is not supported, before 6.13 one that is only a place (O_PATH)
+        // is a bad one.
+        Err(wire::Failure::Step {
+            errno: libc::EOPNOTSUPP | libc::EBADF | libc::EINVAL, ..
+        }) => by_path(&layers, root),
         other => other,
     }
 }

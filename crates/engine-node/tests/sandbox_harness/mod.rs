@@ -205,8 +205,10 @@ impl Platform {
         let links = std::fs::read_dir("/sys/class/net").unwrap().flatten();
         let links = links.filter_map(|entry| entry.file_name().into_string().ok());
         left.extend(links.filter(|link| link.starts_with(&format!("{name}-"))));
-        for tree in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let group = tree.path().join(name);
+        // On a pure v2 host the root is the tree, else it holds the trees.
+        let root = PathBuf::from("/sys/fs/cgroup");
+        let trees = std::fs::read_dir(&root).unwrap().flatten().map(|entry| entry.path());
+        for group in trees.chain([root]).map(|tree| tree.join(name)) {
             if group.exists() {
                 left.push(group.display().to_string());
             }
