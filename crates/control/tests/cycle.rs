@@ -273,6 +273,24 @@ async fn mistakes_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_environment_is_changed_of_what_is_on_its_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(dir.path(), &SimMachine::new()).await;
+    let client = platform.client();
+    let first = client.deploy("web", json!({"source": "sim/ready:1"})).await;
+    client.ended(first).await;
+    client.deploy("web", json!({"source": "sim/registry-down:2"})).await;
+    let path = format!("{}/env", app_path("web"));
+    let (status, answer) =
+        client.request(Method::PATCH, &path, Some(&json!({"set": {"A": "1"}}))).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+    let releases: Vec<ReleaseView> = client.get(&format!("{}/releases", app_path("web"))).await;
+    assert_eq!(releases[0].release.number, ReleaseNo(3));
+    assert_eq!(releases[0].release.reference, "sim/registry-down:2");
+    platform.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_leads_to_one_app() {
     let dir = tempfile::tempdir().unwrap();
     let platform = Platform::start(dir.path(), &SimMachine::new()).await;

@@ -114,6 +114,14 @@ impl App {
         }
     }
 
+    /// What Instances shall run in the end: a Release that is still being fetched included.
+    pub fn heading(&self) -> Option<Revision> {
+        match &self.rollout {
+            Some(Rollout { phase: Phase::Pulling, to, .. }) => Some(*to),
+            _ => self.target(),
+        }
+    }
+
     /// Instances that run again apart from the others now, by their run.
     pub fn reruns_in_force(&self) -> &BTreeMap<Ordinal, u32> {
         match &self.rollout {

@@ -96,8 +96,9 @@ pub(super) async fn change_env(
         None => false,
     };
     api.change(&caller, &key, if_match, |app| {
-        let target = app.target().ok_or_else(|| nothing_released(&key))?;
-        let current = api.known_release(&key, target.release)?;
+        // A Release on its way is changed, not lost.
+        let heading = app.heading().ok_or_else(|| nothing_released(&key))?;
+        let current = api.known_release(&key, heading.release)?;
         let manifest = changed_env(&current.settings, &request)?;
         if manifest == current.settings {
             return Ok(None);
@@ -132,7 +133,7 @@ impl Api {
     }
 
     fn current_image(&self, key: &AppKey) -> Result<Option<Digest>, Problem> {
-        let Some(target) = self.app(key)?.value.target() else { return Ok(None) };
-        Ok(self.release(key, target.release)?.map(|release| release.image))
+        let Some(heading) = self.app(key)?.value.heading() else { return Ok(None) };
+        Ok(self.release(key, heading.release)?.map(|release| release.image))
     }
 }

@@ -35,7 +35,8 @@ pub(super) async fn progress(
     let number = RolloutNo(number);
     // Before the store is read, so that no change falls between the two.
     let board = api.board.watch(&key);
-    api.rollout(&api.app(&key)?.value, number)?;
+    let app = api.app(&key).inspect_err(|_| api.board.remove(&key))?.value;
+    api.rollout(&app, number)?;
     let follower = Follower { api: Arc::clone(&api), key, number, board, last: None, over: false };
     let events = stream::unfold(follower, |mut follower| async move {
         let progress = follower.next().await?;
