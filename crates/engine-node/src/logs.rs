@@ -226,7 +226,11 @@ fn find(
         let wanted = query.instance.is_none_or(|only| only == instance);
         let path = entry.path();
         if wanted && !sources.contains_key(&path) {
-            sources.insert(path.clone(), Source::open(path, instance, container)?);
+            match Source::open(path.clone(), instance, container) {
+                // It has just been deleted or rotated away.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                source => sources.insert(path, source?),
+            };
         }
     }
     sources.retain(|path, _| path.exists());

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use stead_core::engine::Engine;
 use stead_core::event::Fact;
-use stead_core::fleet::{ContainerState, Fleet, FleetSeen, Health, InstanceSeen};
-use stead_core::ids::{ContainerId, Ordinal};
+use stead_core::fleet::{
+    ContainerState, Fleet, FleetSeen, Health, InstanceSeen, ReleaseSpec, Revision,
+};
+use stead_core::ids::{ContainerId, Generation, Ordinal};
 use stead_core::manifest::{Manifest, Probe, Startup};
 use stead_core::name::AppKey;
 use stead_engine_node::image::StoreOptions;
@@ -43,7 +45,7 @@ impl Node {
                 run_dir: run_dir.clone(),
                 data_dir: data_dir.clone(),
                 name: format!("{letter}{}", std::process::id() % 1_000_000),
-                subnet: Ipv4Addr::new(10, 120 + (letter as u8 - b'a') * 30 + pid % 30, 0, 0),
+                subnet: Ipv4Addr::new(10, 20 + (letter as u8 - b'a') * 12 + pid % 12, 0, 0),
                 pool: 0,
                 ..HostConfig::default()
             },
@@ -81,6 +83,13 @@ impl Node {
 
     /// One Instance of an image of the catalogue.
     async fn run(&self, tag: &str, change: impl FnOnce(&mut Manifest)) -> Fleet {
+        let release = self.release(tag, change).await;
+        let fleet = fleet(&self.app, 1, 1, (1, 0), &[(1, release)]);
+        self.engine().apply(fleet.clone()).await.unwrap();
+        fleet
+    }
+
+    async fn release(&self, tag: &str, change: impl FnOnce(&mut Manifest)) -> ReleaseSpec {
         let image = Catalogue::new().image("trivial", tag).unwrap();
         let registry = self.registry.as_ref().unwrap();
         registry.push("trivial", tag, &image).unwrap();
@@ -90,9 +99,7 @@ impl Node {
         let startup = r#"{"http": "/healthz", "timeout": "10s"}"#;
         settings.health.startup = Some(serde_json::from_str(startup).unwrap());
         change(&mut settings);
-        let fleet = fleet(&self.app, 1, 1, (1, 0), &[(1, release_of(settings, digest))]);
-        self.engine().apply(fleet.clone()).await.unwrap();
-        fleet
+        release_of(settings, digest)
     }
 
     async fn until(&self, what: &str, good: impl Fn(&InstanceSeen) -> bool) -> InstanceSeen {
@@ -111,23 +118,32 @@ impl Node {
         self.until("it serves", |i| i.serving().is_some_and(|c| Some(&c.id) != but)).await
     }
 
-    /// Kills everything in the control groups of this engine whose path holds `part`.
-    fn kill(&self, part: &str) {
+    /// The control groups of this engine, on the v2 tree, whose path holds `part`.
+    fn groups(&self, part: &str) -> Vec<PathBuf> {
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
         let unified = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
         let unified = Path::new(unified.unwrap().split(' ').nth(1).unwrap());
         let mut folders: Vec<PathBuf> = vec![unified.join(&self.config.host.name)];
-        let mut killed = 0;
+        let mut found = Vec::new();
         while let Some(folder) = folders.pop() {
             let inside = std::fs::read_dir(&folder).unwrap().flatten();
             folders.extend(inside.filter(|e| e.path().is_dir()).map(|e| e.path()));
             if folder.to_str().unwrap().contains(part) {
-                let processes = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap();
-                for pid in processes.lines().map(|pid| pid.parse().unwrap()) {
-                    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                    killed += 1;
-                }
+                found.push(folder);
+            }
+        }
+        found
+    }
+
+    /// Kills everything in them.
+    fn kill(&self, part: &str) {
+        let mut killed = 0;
+        for folder in self.groups(part) {
+            let processes = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap();
+            for pid in processes.lines().map(|pid| pid.parse().unwrap()) {
+                let pid = rustix::process::Pid::from_raw(pid).unwrap();
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                killed += 1;
             }
         }
         assert!(killed > 0, "nothing of {part} runs");
@@ -226,6 +242,46 @@ async fn what_has_started_but_is_not_ready_gets_no_requests() {
 fn now_micros() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     u64::try_from(now.as_micros()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_often_serve_ends_amid_its_work_nothing_is_left_over() {
+    let mut node = Node::new('e').await;
+    let releases = [(1, node.release("1", |_| {}).await), (2, node.release("2", |_| {}).await)];
+    let mut wanted = fleet(&node.app, 1, 1, (1, 0), &releases);
+    for round in 0..24 {
+        wanted.generation = Generation(u64::from(round) + 1);
+        // Now another Release, now the same one run anew, once a scale to none.
+        wanted.target = wanted.target.map(|was| Revision { run: round, ..was });
+        wanted.target = wanted
+            .target
+            .filter(|_| round % 3 != 0)
+            .or_else(|| fleet(&node.app, 1, 1, (1 + round / 3 % 2, round), &releases).target);
+        wanted.instances = u32::from(round != 11);
+        node.engine().apply(wanted.clone()).await.unwrap();
+        // Each round ends a little later in the work, up to its end.
+        tokio::time::sleep(Duration::from_millis(u64::from(round) * 7)).await;
+        node.engine = None;
+        node.open().await;
+    }
+    let target = wanted.target.unwrap();
+    let good = |i: &InstanceSeen| match i.containers.as_slice() {
+        [only] => only.serves() && only.revision == target,
+        _ => false,
+    };
+    let now = node.until("only what is wanted is there", good).await;
+    let id = now.containers[0].id.as_str();
+    let container_groups: Vec<_> = node.groups(".").into_iter().collect();
+    assert!(container_groups.iter().all(|group| group.ends_with(id)), "{container_groups:?}");
+    let uppers = std::fs::read_dir(node.config.data_dir.join("upper")).unwrap().flatten();
+    let layers: Vec<_> = uppers
+        .flat_map(|sandbox| std::fs::read_dir(sandbox.path()).unwrap().flatten())
+        .map(|layer| layer.file_name())
+        .collect();
+    assert_eq!(layers, [id]);
+    assert_eq!(std::fs::read_dir(node.config.run_dir.join("open")).unwrap().count(), 1);
+    assert_eq!((now.crashes, now.trouble), (0, None));
+    node.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

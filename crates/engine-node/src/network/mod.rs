@@ -91,7 +91,10 @@ impl Network {
     pub(crate) fn open(name: &str, network: Ipv4Addr, host_ports: &[u16]) -> io::Result<Self> {
         let addresses = Addresses::new(network);
         let gateway = addresses.gateway();
-        links::add_gateway(&mut Socket::open(libc::NETLINK_ROUTE)?, gateway)?;
+        let mut host = Socket::open(libc::NETLINK_ROUTE)?;
+        links::add_gateway(&mut host, gateway)?;
+        // An earlier `serve` may have ended before it deleted what it had marked.
+        links::delete_group(&mut host, group(name) + 1)?;
         enable_forwarding()?;
         Ok(Self {
             name: name.to_owned(),
