@@ -130,6 +130,24 @@ impl Http1 {
     }
 }
 
+impl<S: AsyncRead + Unpin> Wire<S> {
+    /// While an answer decides what the bytes are: takes some in to see whether the client has
+    /// left, whose request would otherwise wait on.
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.held.is_empty() {
+            return Poll::Pending; // it sent more: there is somebody to answer
+        }
+        let mut scratch = [0; 4096];
+        let mut buf = ReadBuf::new(&mut scratch);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
+        if buf.filled().is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        self.held = Bytes::copy_from_slice(buf.filled());
+        Poll::Pending // the decision wakes us
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -137,10 +155,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if let Some(http1) = &mut this.http1
-            && ready!(http1.poll_turn(cx)) == TUNNEL
-        {
-            this.http1 = None;
+        if let Some(http1) = &mut this.http1 {
+            match http1.poll_turn(cx) {
+                Poll::Ready(TUNNEL) => this.http1 = None,
+                Poll::Ready(_) => {}
+                Poll::Pending => return this.poll_left(cx),
+            }
         }
         let refused = this.http1.as_ref().is_some_and(|http1| http1.refused);
         let start = buf.filled().len();

@@ -49,9 +49,10 @@ async fn a_parked_client_that_leaves_gives_its_place_up() {
     let park = ParkPolicy { max_requests: 1, ..Default::default() };
     control.put(APP, AppRoutes { park, ..routes([]) }).await;
     let gateway = control.gateway().await;
-    for count in 1..=3 {
+    let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\n";
+    for (fields, count) in ["", upgrade, ""].into_iter().zip(1..) {
         let mut client = Raw::connect(gateway.http_addrs()[0]).await;
-        client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+        client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n")).await;
         until("parked", || parked(&gateway) == 1).await;
         drop(client);
         until("left", || parked(&gateway) == 0).await;
