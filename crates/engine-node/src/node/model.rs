@@ -16,7 +16,8 @@ use tokio::task::AbortHandle;
 
 use crate::sandbox::Sandbox;
 
-/// A Container that ran so long before it ended starts its count of crashes anew.
+/// A Container that ran so long before it ended starts its count of crashes anew; one that is
+/// ready for so long has overcome what went wrong before.
 const WELL_AFTER: Micros = Micros::from_secs(60);
 
 /// What two acts must not work on at the same time.
@@ -246,6 +247,26 @@ impl Model {
         instance.trouble = Some(Trouble { revision, error, at: now, count });
     }
 
+    /// Forgets trouble that is over: a Container started since has been well for a while. Gives
+    /// the time to look again.
+    pub(super) fn forget_trouble(&mut self, now: Time) -> Option<Time> {
+        let mut again = None;
+        for instance in self.seen.instances.values_mut() {
+            let Some(trouble) = &instance.trouble else { continue };
+            let well = instance.containers.iter().find_map(|container| match container.state {
+                ContainerState::Running { since, health: Health::Ready } if since >= trouble.at => {
+                    Some(since + WELL_AFTER)
+                }
+                _ => None,
+            });
+            match well {
+                Some(due) if due <= now => instance.trouble = None,
+                due => again = again.into_iter().chain(due).min(),
+            }
+        }
+        again
+    }
+
     pub(super) fn image_present(&mut self, digest: Digest) {
         self.seen.images.insert(digest, ImageSeen::Present);
     }
@@ -318,6 +339,19 @@ mod tests {
         let (_, container) = model.container(&id("a")).unwrap();
         let dead = ContainerState::Running { since: Time(5), health: Health::Dead };
         assert_eq!(container.state, dead);
+    }
+
+    #[test]
+    fn trouble_is_forgotten_once_a_later_container_has_been_well() {
+        let mut model = running();
+        let error = UserError::new(stead_core::error::Code::ExitedAtOnce, "it ended", "look");
+        model.trouble(Ordinal(0), ONE, error, None, Time(5));
+        assert_eq!(model.forget_trouble(Time(5) + WELL_AFTER), None, "it is not ready");
+        model.health(&id("a"), Health::Ready);
+        assert_eq!(model.forget_trouble(Time(9)), Some(Time(5) + WELL_AFTER));
+        assert!(model.seen.instances[&Ordinal(0)].trouble.is_some());
+        assert_eq!(model.forget_trouble(Time(5) + WELL_AFTER), None);
+        assert!(model.seen.instances[&Ordinal(0)].trouble.is_none());
     }
 
     #[test]

@@ -149,6 +149,7 @@ impl Worker {
         }
         let fleet = model.fleet.clone()?;
         let now = now();
+        let well = model.forget_trouble(now);
         let plan = plan(&fleet, &model.seen, now);
         for step in plan.steps {
             let Some(subject) = model.subject(&step) else { continue };
@@ -161,7 +162,7 @@ impl Worker {
             let act = async move { act::carry_out(&worker, &step).await };
             self.carry_out(subject, act);
         }
-        plan.wake
+        plan.wake.into_iter().chain(well).min()
     }
 
     /// Starts an act whose subject was taken, and gives the subject free at its end.
