@@ -329,8 +329,13 @@ impl Traffic for Publisher {
         let drained = async {
             loop {
                 // Of a gateway that is missed nothing is known, also when it is the only one.
-                self.until(|state| !state.missed.is_empty() || state.drained(app, container)).await;
-                if self.lock().missed.is_empty() {
+                let mut drained = false;
+                self.until(|state| {
+                    drained = state.missed.is_empty() && state.drained(app, container);
+                    drained || !state.missed.is_empty()
+                })
+                .await;
+                if drained {
                     return;
                 }
                 self.everyone_is_here().await;
