@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use stead_core::engine::Engine;
+use stead_core::engine::{Engine, ExecRequest};
 use stead_core::event::Fact;
 use stead_core::fleet::{
     ContainerState, Fleet, FleetSeen, Health, InstanceSeen, ReleaseSpec, Revision,
@@ -281,6 +281,42 @@ async fn however_often_serve_ends_amid_its_work_nothing_is_left_over() {
     assert_eq!(layers, [id]);
     assert_eq!(std::fs::read_dir(node.config.run_dir.join("open")).unwrap().count(), 1);
     assert_eq!((now.crashes, now.trouble), (0, None));
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_command_ends_with_its_caller() {
+    let node = Node::new('f').await;
+    // The sample service, main or not, is silent for as long as this.
+    node.run("1", |settings| {
+        let env: Manifest = serde_json::from_str(
+            r#"{"app": "x", "source": "y", "env": {"START_DELAY_MS": "600000"}}"#,
+        )
+        .unwrap();
+        settings.env = env.env;
+        let startup = r#"{"http": "/healthz", "timeout": "60s"}"#;
+        settings.health.startup = Some(serde_json::from_str(startup).unwrap());
+    })
+    .await;
+    let now = node.until("it runs", |i| health(i) == Some(Health::Starting)).await;
+    let folder = node.groups(now.containers[0].id.as_str()).pop().unwrap();
+    let processes =
+        || std::fs::read_to_string(folder.join("cgroup.procs")).unwrap().lines().count();
+    for tty in [None, Some((24, 80))] {
+        let argv = vec!["/hello".to_owned()];
+        let request = ExecRequest { instance: None, argv, tty, stdin: true };
+        let begun = Instant::now();
+        let exec = loop {
+            match node.engine().exec(&node.app, request.clone()).await {
+                Ok(exec) => break exec,
+                // The model runs ahead of the holder by a moment.
+                Err(error) => assert!(begun.elapsed() < PATIENCE, "{error}"),
+            }
+        };
+        assert_eq!(processes(), 3, "init, main, command");
+        drop(exec);
+        node.until("it has ended", |_| processes() == 2).await;
+    }
     node.end().await;
 }
 

@@ -11,6 +11,7 @@ use stead_core::ids::ContainerId;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::sandbox::{ExecSpec, Sandbox, Stdio, watch};
 
@@ -27,27 +28,33 @@ pub(super) async fn run(
     let mut handle = sandbox.exec(container.as_str(), spec).await.map_err(|error| error.user())?;
     let (out, output) = mpsc::channel(64);
     let (input, inputs) = mpsc::unbounded_channel();
-    let mut readers = Vec::new();
+    let mut readers = JoinSet::new();
     match handle.take_stdio() {
         Stdio::Pipes { stdin, stdout, stderr } => {
             let (stdin, stdout, stderr) = (stream(stdin)?, stream(stdout)?, stream(stderr)?);
-            readers.push(tokio::spawn(read(stdout, out.clone(), ExecOutput::Stdout)));
-            readers.push(tokio::spawn(read(stderr, out.clone(), ExecOutput::Stderr)));
+            readers.spawn(read(stdout, out.clone(), ExecOutput::Stdout));
+            readers.spawn(read(stderr, out.clone(), ExecOutput::Stderr));
             tokio::spawn(feed(Some(stdin).filter(|_| request.stdin), None, inputs));
         }
         Stdio::Terminal(master) => {
             let terminal = stream(master)?;
-            readers.push(tokio::spawn(read(terminal.clone(), out.clone(), ExecOutput::Stdout)));
+            readers.spawn(read(terminal.clone(), out.clone(), ExecOutput::Stdout));
             tokio::spawn(feed(Some(terminal.clone()), Some(terminal), inputs));
         }
     }
     tokio::spawn(async move {
-        let code = handle.wait().await.unwrap_or(255);
-        for reader in readers {
+        let end = async {
+            let code = handle.wait().await.unwrap_or(255);
             // Its output is read to the end before the exit is told.
-            let _ = reader.await;
+            while readers.join_next().await.is_some() {}
+            let _ = out.send(ExecOutput::Exit(code)).await;
+        };
+        tokio::select! {
+            () = end => {}
+            // Nobody listens any more: it is hung up, by the end of its terminal or pipes, and
+            // killed.
+            () = out.closed() => {}
         }
-        let _ = out.send(ExecOutput::Exit(code)).await;
     });
     let input = Mutex::new(input);
     Ok(Exec {
