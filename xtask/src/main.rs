@@ -10,6 +10,7 @@ mod packages;
 mod run;
 mod test;
 mod tidy;
+mod v2;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,8 @@ enum Command {
     Demo(demo::Options),
     /// Run every test, and check that none leaves anything behind.
     Test(test::Options),
+    /// Run the engine's tests on an emulated machine with pure cgroup v2.
+    TestV2(v2::Options),
     /// Measure stead beside crun, runc, podman and docker.
     Bench(bench::Options),
     /// Check the house rules: arrows, sizes, error pages, formatting, lints.
@@ -60,6 +63,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::TestV2(options) => v2::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Tidy(options) => tidy::run(&options),
         Command::Images => {

@@ -49,6 +49,24 @@ impl Program {
         self
     }
 
+    /// With more arguments.
+    pub(crate) fn args(mut self, arguments: &[&str]) -> Self {
+        self.command.args(arguments);
+        self
+    }
+
+    /// With another current folder.
+    pub(crate) fn within(mut self, folder: &Path) -> Self {
+        self.command.current_dir(folder);
+        self
+    }
+
+    /// With an input.
+    pub(crate) fn stdin(mut self, input: std::fs::File) -> Self {
+        self.command.stdin(input);
+        self
+    }
+
     /// With this variable in its environment.
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);

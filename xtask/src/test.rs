@@ -86,9 +86,9 @@ fn selection(options: &Options) -> &'static [&'static str] {
 
 /// Tests counted over several runs of cargo.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
 }
 
 impl Tally {
@@ -113,7 +113,7 @@ impl Tally {
     }
 
     /// Counts `test result: ok. 3 passed; 1 failed; …`.
-    fn count(&mut self, line: &str) {
+    pub(crate) fn count(&mut self, line: &str) {
         let Some(result) = line.strip_prefix("test result: ") else { return };
         let words: Vec<_> = result.split([' ', ';']).collect();
         let before = |word: &str| {
