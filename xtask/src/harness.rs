@@ -48,6 +48,9 @@ pub(crate) fn init(options: &InitOptions) -> anyhow::Result<()> {
     run::program("ip", ["link", "set", "lo", "up"]).run()?;
     // Run-time files in there belong to this run alone.
     run::program("mount", ["-t", "tmpfs", "-o", "mode=755", "stead-xtask", "/run"]).run()?;
+    // The first netns makes `ip` mount a folder that stays: it is no leftover of a test.
+    run::program("ip", ["netns", "add", "first"]).run()?;
+    run::program("ip", ["netns", "delete", "first"]).run()?;
     let (program, arguments) = options.command.split_first().context("there is nothing to run")?;
     let child = Command::new(program).args(arguments).spawn().context("it cannot be started")?;
     let child = Pid::from_child(&child);

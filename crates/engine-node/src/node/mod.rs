@@ -114,9 +114,6 @@ impl NodeEngine {
         let mut engine = Self { shared, workers: Arc::default(), follower: JoinSet::new() };
         for (app, model) in recover::models(&engine.shared, found) {
             let worker = Worker::start(app.clone(), model, engine.shared.clone());
-            worker.settle_in();
-            worker.look_for_images();
-            worker.watch_unwatched();
             engine.lock().insert(app, worker);
         }
         engine.follower.spawn(recover::follow(host_events, engine.workers.clone()));

@@ -49,6 +49,10 @@ impl Worker {
             changed: Notify::new(),
             tasks: Mutex::default(),
         });
+        // Before the first plan: it must not take out what no gateway was told of.
+        worker.settle_in();
+        worker.look_for_images();
+        worker.watch_unwatched();
         worker.spawn(worker.clone().run());
         worker
     }
@@ -61,7 +65,7 @@ impl Worker {
 
     /// Tells what a recovery found: who may get requests, so that gateways and this engine
     /// agree before anything is planned, and how Containers ended meanwhile.
-    pub(super) fn settle_in(self: &Arc<Self>) {
+    fn settle_in(self: &Arc<Self>) {
         let found: Vec<(Ordinal, ContainerSeen)> = {
             let model = self.model();
             let instances = model.seen.instances.iter();
@@ -230,7 +234,7 @@ impl Worker {
     }
 
     /// Watches running Containers that nobody watches: after a recovery.
-    pub(super) fn watch_unwatched(self: &Arc<Self>) {
+    fn watch_unwatched(self: &Arc<Self>) {
         let ids: Vec<ContainerId> = {
             let model = self.model();
             let all = model.seen.instances.values().flat_map(|i| &i.containers);

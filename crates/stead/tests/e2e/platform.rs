@@ -246,8 +246,14 @@ impl Drop for Platform {
     }
 }
 
-/// The end of each log, for whoever reads a failed test.
+/// The end of each log, for whoever reads a failed test. All of them are copied to the folder
+/// that `STEAD_E2E_LOGS` names.
 fn show_logs(folder: &Path) {
+    if let Some(keep) = std::env::var_os("STEAD_E2E_LOGS") {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let _ = std::fs::copy(entry.path(), Path::new(&keep).join(entry.file_name()));
+        }
+    }
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
