@@ -127,7 +127,20 @@ impl Cgroups {
     fn delegate(&self, group: &Path) -> io::Result<()> {
         for (controller, text) in CONTROLLERS {
             if self.on_v2.contains(&controller) {
-                fs::write(group.join("cgroup.subtree_control"), format!("+{text}"))?;
+                let given = fs::write(group.join("cgroup.subtree_control"), format!("+{text}"));
+                given.map_err(|error| match error.kind() {
+                    // Only the root of the machine may have processes and hand controllers down;
+                    // the root a container sees is not that one.
+                    io::ErrorKind::ResourceBusy => {
+                        let text = format!(
+                            "{} is not the machine's root and has processes of its own, so cgroup \
+                             v2 gives its children no controllers: move them into a child",
+                            group.display()
+                        );
+                        io::Error::new(error.kind(), text)
+                    }
+                    _ => error,
+                })?;
             }
         }
         Ok(())
@@ -257,9 +270,17 @@ impl Group {
         if let Some((folder, v2)) = self.folder(Controller::Memory) {
             if v2 {
                 let max = limits.memory_bytes.map_or("max".to_owned(), |max| max.to_string());
-                fs::write(folder.join("memory.max"), max)?;
+                if limits
+                    .memory_bytes
+                    .is_some_and(|max| held_memory(folder).is_ok_and(|held| held > max))
+                {
+                    // v1 refuses this by itself; v2 would kill until it fits.
+                    return Err(io::Error::from_raw_os_error(libc::EBUSY));
+                }
+                fs::write(folder.join("memory.max"), &max)?;
                 // Swapping would only hide the limit. Not every kernel has the file.
-                let _ = fs::write(folder.join("memory.swap.max"), "0");
+                let swap = if limits.memory_bytes.is_some() { "0" } else { "max" };
+                let _ = fs::write(folder.join("memory.swap.max"), swap);
             } else {
                 let max = limits.memory_bytes.map_or("-1".to_owned(), |max| max.to_string());
                 let limit = || fs::write(folder.join("memory.limit_in_bytes"), &max);
@@ -321,6 +342,15 @@ impl Group {
     pub(crate) fn remove(&self) -> io::Result<()> {
         self.folders().map(|folder| remove_tree(folder)).fold(Ok(()), io::Result::and)
     }
+}
+
+/// Bytes in a v2 group that no reclaim can free. Files in memory (tmpfs) are such; cached pages of
+/// files on disk are not.
+fn held_memory(folder: &Path) -> io::Result<u64> {
+    let total = read_number(&folder.join("memory.current"))?;
+    let stat = fs::read_to_string(folder.join("memory.stat"))?;
+    let droppable = ["inactive_file", "active_file", "slab_reclaimable"];
+    Ok(total.saturating_sub(droppable.iter().map(|key| field(&stat, key)).sum()))
 }
 
 fn read_number(path: &Path) -> io::Result<u64> {

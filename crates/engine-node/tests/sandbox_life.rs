@@ -332,6 +332,23 @@ async fn limits_hold_and_change_in_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_limit_below_what_is_in_use_is_refused() {
+    let all = Platform::open("life13", 0).await;
+    let sandbox = all.sandbox("a").await;
+    let resources = Resources { memory_bytes: Some(64 << 20), ..Resources::default() };
+    let script = "head -c 33554432 /dev/zero > /dev/shm/full && echo filled; exec sleep 1000";
+    all.start(&sandbox, ContainerSpec { resources, ..all.container("one", &shell(script)) }).await;
+    all.logged("one", "filled").await;
+    let tight = Resources { memory_bytes: Some(8 << 20), ..resources };
+    assert!(sandbox.update_resources("one", &tight).await.is_err());
+    // It goes on as before.
+    assert_eq!(all.output(&sandbox, "one", "echo alive").await, (0, "alive\n".to_owned()));
+    let exit = sandbox.stop("one", libc::SIGTERM, GRACE).await.unwrap();
+    assert_eq!((exit.status, exit.out_of_memory), (Status::Signal(libc::SIGTERM), false));
+    all.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn layers_lie_over_each_other() {
     let all = Platform::open("life11", 0).await;
     let sandbox = all.sandbox("a").await;
