@@ -123,27 +123,27 @@ impl Cgroups {
         self.on_v1.retain(|(controller, _)| !self.on_v2.contains(controller));
     }
 
-    /// Hands the controllers down to the children of a v2 group.
+    /// Hands the controllers down to the children of a v2 group: all or none.
     fn delegate(&self, group: &Path) -> io::Result<()> {
-        for (controller, text) in CONTROLLERS {
-            if self.on_v2.contains(&controller) {
-                let given = fs::write(group.join("cgroup.subtree_control"), format!("+{text}"));
-                given.map_err(|error| match error.kind() {
-                    // Only the root of the machine may have processes and hand controllers down;
-                    // the root a container sees is not that one.
-                    io::ErrorKind::ResourceBusy => {
-                        let text = format!(
-                            "{} is not the machine's root and has processes of its own, so cgroup \
-                             v2 gives its children no controllers: move them into a child",
-                            group.display()
-                        );
-                        io::Error::new(error.kind(), text)
-                    }
-                    _ => error,
-                })?;
-            }
+        let ours = CONTROLLERS.iter().filter(|(controller, _)| self.on_v2.contains(controller));
+        let words: Vec<_> = ours.map(|(_, text)| format!("+{text}")).collect();
+        if words.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let given = fs::write(group.join("cgroup.subtree_control"), words.join(" "));
+        given.map_err(|error| match error.kind() {
+            // Only the root of the machine may have processes and hand controllers down; the root
+            // a container sees is not that one.
+            io::ErrorKind::ResourceBusy => {
+                let text = format!(
+                    "{} is not the machine's root and has processes of its own, so cgroup v2 gives \
+                     its children no controllers: move them into a child",
+                    group.display()
+                );
+                io::Error::new(error.kind(), text)
+            }
+            _ => error,
+        })
     }
 
     /// The group all holders live in, so that the end of `serve`'s own group does not end them.
