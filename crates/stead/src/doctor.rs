@@ -67,6 +67,8 @@ impl Finding {
 pub(crate) fn run(layout: &Layout, output: Output) -> Result<ExitCode> {
     let settings = Settings::new(layout.clone(), Asked::default())?;
     let running = UnixStream::connect(layout.api_socket()).is_ok();
+    // The kernel loads the module for whoever asks for it, as the engine does.
+    let _ = rustix::mount::fsopen("overlay", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC);
     let mut findings = vec![
         user(),
         kernel(rustix::system::uname().release().to_string_lossy().as_ref()),
