@@ -71,7 +71,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     packages::install(NEEDED)?;
     let programs = build()?;
-    let machine = Machine { folder: run::target().join("v2").join(&options.suite) };
+    // A relative target folder is below the root, where everything is run.
+    let folder = run::root().join(run::target()).join("v2").join(&options.suite);
+    let machine = Machine { folder };
     match fs::remove_dir_all(&machine.folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error).context("the machine of an earlier run");
