@@ -5,6 +5,8 @@
 //! controller. Groups are `NAME/SANDBOX/CONTAINER` on every tree. Does not know what runs in
 //! them.
 
+mod favour;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -85,6 +87,24 @@ impl Cgroups {
         fs::create_dir_all(all.holders())?;
         all.delegate(&all.unified.join(name))?;
         Ok(all)
+    }
+
+    /// On a hybrid host, asks the kernel for quick changes of groups, or takes that back. True:
+    /// it was not so before. See [`favour`].
+    pub(crate) fn favour_changes(&self, favour: bool) -> io::Result<bool> {
+        if self.on_v1.is_empty() {
+            return Ok(false);
+        }
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let options = mounts.lines().find_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let ours = Path::new(fields.next()?) == self.unified && fields.next()? == "cgroup2";
+            fields.next().filter(|_| ours)
+        });
+        match options {
+            Some(options) => favour::set(&self.unified, options, favour),
+            None => Ok(false),
+        }
     }
 
     fn find(name: &str, mounts: &str) -> Option<Self> {

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,9 @@ const GATHER: Duration = Duration::from_millis(50);
 
 /// How long what is left of a Sandbox may stay busy.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Marks that this platform, and nobody before it, asked for quick changes of control groups.
+const FAVOURED: &str = "favordynmods";
 
 /// How a host is set up.
 #[derive(Debug, Clone)]
@@ -156,6 +159,7 @@ impl Host {
         let network =
             Network::open(&config.name, subnet, &config.host_ports).map_err(unfit("network"))?;
         let cgroups = Cgroups::open(&config.name).map_err(unfit("control groups"))?;
+        favour_changes(&cgroups, &config.run_dir);
         let programs = config.data_dir.join("bin");
         let holder = binary::install(&programs).map_err(unfit("holder"))?;
         let filter = binary::install_as(&programs, "seccomp", &seccomp::compile(), 0o400)
@@ -430,7 +434,24 @@ fn destroy(means: &Means) -> io::Result<()> {
         std::thread::sleep(Duration::from_millis(1));
     }
     means.trash.throw(&means.data_dir.join("upper"))?;
+    let mark = means.run_dir.join(FAVOURED);
+    if mark.exists() {
+        means.cgroups.favour_changes(false)?;
+        fs::remove_file(mark)?;
+    }
     recover::forget(&means.run_dir)
+}
+
+/// Asks the kernel for quick changes of control groups, and notes where it did, so that the
+/// end of the platform takes it back. Without it everything works, only slower.
+fn favour_changes(cgroups: &Cgroups, run_dir: &Path) {
+    let favoured = cgroups.favour_changes(true).and_then(|changed| match changed {
+        true => fs::write(run_dir.join(FAVOURED), b""),
+        false => Ok(()),
+    });
+    if let Err(error) = favoured {
+        tracing::info!(%error, "control groups change slowly on this host");
+    }
 }
 
 fn check_name(name: &str) -> Result<(), SandboxError> {
