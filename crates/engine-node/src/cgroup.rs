@@ -41,6 +41,17 @@ const CPU_PERIOD: u64 = 100_000;
 /// The shortest share of it that the kernel accepts.
 const SHORTEST_QUOTA: u64 = 1_000;
 
+/// What is mounted, as this process sees it.
+const MOUNTS: &str = "/proc/self/mounts";
+
+/// Place, kind and options of each mount that [`MOUNTS`] lists.
+fn mounted(mounts: &str) -> impl Iterator<Item = (&str, &str, &str)> {
+    mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        Some((fields.next()?, fields.next()?, fields.next()?))
+    })
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Controller {
     Cpu,
@@ -77,7 +88,7 @@ impl Cgroups {
     /// # Errors
     /// `Unsupported` where there is no v2 tree.
     pub(crate) fn open(name: &str) -> io::Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let mounts = fs::read_to_string(MOUNTS)?;
         let mut all = Self::find(name, &mounts).ok_or_else(|| {
             io::Error::new(io::ErrorKind::Unsupported, "no cgroup v2 tree is mounted")
         })?;
@@ -95,12 +106,10 @@ impl Cgroups {
         if self.on_v1.is_empty() {
             return Ok(false);
         }
-        let mounts = fs::read_to_string("/proc/self/mounts")?;
-        let options = mounts.lines().find_map(|line| {
-            let mut fields = line.split(' ').skip(1);
-            let ours = Path::new(fields.next()?) == self.unified && fields.next()? == "cgroup2";
-            fields.next().filter(|_| ours)
-        });
+        let mounts = fs::read_to_string(MOUNTS)?;
+        let options = mounted(&mounts)
+            .find(|(place, kind, _)| *kind == "cgroup2" && Path::new(place) == self.unified)
+            .map(|(_, _, options)| options);
         match options {
             Some(options) => favour::set(&self.unified, options, favour),
             None => Ok(false),
@@ -110,13 +119,7 @@ impl Cgroups {
     fn find(name: &str, mounts: &str) -> Option<Self> {
         let mut unified = None;
         let mut on_v1 = Vec::new();
-        for line in mounts.lines() {
-            let mut fields = line.split(' ').skip(1);
-            let (Some(place), Some(kind), Some(options)) =
-                (fields.next(), fields.next(), fields.next())
-            else {
-                continue;
-            };
+        for (place, kind, options) in mounted(mounts) {
             match kind {
                 "cgroup2" => unified = unified.or(Some(PathBuf::from(place))),
                 "cgroup" => {

@@ -104,15 +104,22 @@ fn parse(line: &[u8], instance: Ordinal, container: &ContainerId) -> Option<LogL
     })
 }
 
+/// What is in an App's folder. One that is not there yet holds nothing.
+fn entries(
+    folder: &Path,
+) -> std::io::Result<impl Iterator<Item = std::io::Result<std::fs::DirEntry>>> {
+    match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        entries => entries.map(Some),
+    }
+    .map(|entries| entries.into_iter().flatten())
+}
+
 /// Deletes an Instance's files of Containers of long ago: all but the newest [`KEPT`] and those
 /// of Containers that are still held.
 pub(crate) fn trim(folder: &Path, instance: Ordinal, held: &[ContainerId]) -> std::io::Result<()> {
     let mut files: BTreeMap<ContainerId, (SystemTime, Vec<PathBuf>)> = BTreeMap::new();
-    let entries = match std::fs::read_dir(folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
-    };
-    for entry in entries {
+    for entry in entries(folder)? {
         let entry = entry?;
         let name = entry.file_name();
         // Rotated ones have a number behind the name.
@@ -213,13 +220,7 @@ fn find(
     query: LogQuery,
     sources: &mut BTreeMap<PathBuf, Source>,
 ) -> std::io::Result<()> {
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        // Nothing has been written yet.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    for entry in entries {
+    for entry in entries(folder)? {
         let entry = entry?;
         let name = entry.file_name();
         let Some((instance, container)) = name.to_str().and_then(parse_name) else { continue };
