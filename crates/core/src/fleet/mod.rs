@@ -5,6 +5,7 @@
 //! recreated, restarted or left alone. Engines carry its steps out and observe again.
 
 mod budget;
+mod part;
 mod plan;
 mod seen;
 mod step;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use part::{Part, Slot};
 pub use plan::{RESTART_BACKOFF_CAP, backoff, plan};
 pub use seen::{
     ContainerSeen, ContainerState, Exit, FleetSeen, Health, ImageSeen, InstanceSeen, SandboxSeen,
