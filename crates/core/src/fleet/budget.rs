@@ -1,47 +1,74 @@
-//! How many Instances may still be taken out of service, and in which order.
+//! How many Instances may change now, and in which order.
 
-use super::{Fleet, FleetSeen, InstanceSeen, Revision};
+use super::{Fleet, FleetSeen, InstanceSeen};
 use crate::ids::Ordinal;
 
-/// Instances that may still be taken out of service by this plan.
+/// What this plan may still begin.
 pub(super) struct Budget {
-    left: u32,
+    /// Serving Instances that may be taken out of service.
+    out: u32,
+    /// Instances that may begin to change beside what serves.
+    beside: u32,
 }
 
 impl Budget {
     /// Counts every wanted Instance out of service now, whoever caused it, so that a bad
     /// Release halts itself.
     pub(super) fn new(fleet: &Fleet, seen: &FleetSeen) -> Self {
-        let serving = (0..fleet.instances).filter(|n| seen.serves(Ordinal(*n))).count();
-        let out = fleet.instances - u32::try_from(serving).unwrap_or(fleet.instances);
-        Self { left: fleet.may_be_out().saturating_sub(out) }
+        let wanted = || fleet.ordinals().chain(fleet.surplus());
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let serving = count(wanted().filter(|ordinal| seen.serves(*ordinal)).count());
+        let out_now = fleet.instances.saturating_sub(serving);
+        let changing = count(wanted().filter(|o| under_way(fleet, seen, *o)).count());
+        Self {
+            out: serving.saturating_sub(fleet.floor()),
+            // What is out of service counts too: a Release that does not become ready halts
+            // itself.
+            beside: fleet.at_once().saturating_sub(changing.saturating_add(out_now)),
+        }
     }
 
     /// Asks to take one serving Instance out.
     pub(super) fn take(&mut self) -> bool {
-        let granted = self.left > 0;
-        self.left = self.left.saturating_sub(1);
+        let granted = self.out > 0;
+        self.out = self.out.saturating_sub(1);
+        granted
+    }
+
+    /// Asks to change one Instance that goes on serving meanwhile.
+    pub(super) fn begin(&mut self) -> bool {
+        let granted = self.beside > 0;
+        self.beside = self.beside.saturating_sub(1);
         granted
     }
 }
 
 /// The order in which Instances are looked at: what is under way or out of service first,
-/// so that an upgrade begun is finished before the next one begins; then from the last to
-/// the first.
+/// so that an upgrade begun is finished before the next one begins; then as the Release
+/// that the App is going to has it.
 pub(super) fn order(fleet: &Fleet, seen: &FleetSeen) -> Vec<Ordinal> {
-    let mut ordinals: Vec<Ordinal> = (0..fleet.instances).rev().map(Ordinal).collect();
+    let mut ordinals: Vec<Ordinal> = fleet.ordinals().collect();
+    if let Some(spec) = fleet.heading_spec() {
+        ordinals = spec.settings.rollout.order(&ordinals);
+    }
+    // What stands in for others comes first.
+    ordinals.splice(0..0, fleet.surplus());
     ordinals.sort_by_key(|ordinal| {
-        let Some(revision) = fleet.wanted(*ordinal) else { return 2 };
-        match seen.instances.get(ordinal) {
-            Some(instance) if instance.serving().is_none() => 0,
-            Some(instance) if under_way(instance, revision) => 1,
+        let serving = seen.instances.get(ordinal).and_then(InstanceSeen::serving);
+        match serving {
+            None if seen.instances.contains_key(ordinal) => 0,
+            _ if under_way(fleet, seen, *ordinal) => 1,
             _ => 2,
         }
     });
     ordinals
 }
 
-fn under_way(instance: &InstanceSeen, wanted: Revision) -> bool {
-    instance.serving().is_some_and(|c| c.revision != wanted)
-        && instance.containers.iter().any(|c| c.revision == wanted)
+/// Whether the Instance serves something else than what it shall run, which is there already.
+pub(super) fn under_way(fleet: &Fleet, seen: &FleetSeen, ordinal: Ordinal) -> bool {
+    let Some(revision) = fleet.wanted(ordinal) else { return false };
+    seen.instances.get(&ordinal).is_some_and(|instance| {
+        instance.serving().is_some_and(|c| c.revision != revision)
+            && instance.mains().any(|c| c.revision == revision)
+    })
 }

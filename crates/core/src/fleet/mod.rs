@@ -5,48 +5,33 @@
 //! recreated, restarted or left alone. Engines carry its steps out and observe again.
 
 mod budget;
+mod lineup;
 mod part;
 mod plan;
 mod seen;
 mod step;
+mod way;
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use lineup::{Lineup, Revision};
 pub use part::{Part, Slot};
 pub use plan::{RESTART_BACKOFF_CAP, backoff, plan};
 pub use seen::{
-    ContainerSeen, ContainerState, Exit, FleetSeen, Health, ImageSeen, InstanceSeen, SandboxSeen,
-    TrafficState, Trouble,
+    ContainerSeen, ContainerState, Exit, FleetSeen, Health, HookSeen, ImageSeen, InstanceSeen,
+    MemorySeen, SandboxSeen, TrafficState, Trouble,
 };
-pub use step::{Plan, Step, StopCause};
+pub use step::{HookName, Plan, Step, StopCause};
+pub use way::{Fallback, Remake, Way};
 
 use crate::ids::{Digest, Generation, Ordinal, ReleaseNo};
-use crate::manifest::{Manifest, RestartPolicy, Strategy};
+use crate::manifest::{Effect, Manifest, RestartPolicy, effect_on};
 use crate::name::AppKey;
 use crate::time::Micros;
-
-/// What a Container was started for: a Release, and which run of it. A restart wants the
-/// same Release with a higher run, so that the planner needs no second code path.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
-)]
-pub struct Revision {
-    /// The Release.
-    pub release: ReleaseNo,
-    /// Rises with every change of the App; distinguishes restarts of one Release.
-    pub run: u32,
-}
-
-impl fmt::Display for Revision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.release, self.run)
-    }
-}
 
 /// What a Release asks of an engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,14 +40,66 @@ pub struct ReleaseSpec {
     pub image: Digest,
     /// The reference it was resolved from, for pulling.
     pub reference: String,
+    /// Images of the sidecars, by their names.
+    #[serde(default)]
+    pub sidecars: BTreeMap<String, Digest>,
     /// Everything else.
     pub settings: Arc<Manifest>,
 }
 
 impl ReleaseSpec {
+    /// The parts of an Instance: the App itself, and its sidecars.
+    pub fn parts(&self) -> impl Iterator<Item = Part> {
+        let sidecars = self.settings.sidecars.iter();
+        std::iter::once(Part::Main)
+            .chain(sidecars.map(|sidecar| Part::Sidecar(sidecar.name.to_string())))
+    }
+
+    /// The image of a part, and the reference it is pulled by. `None` where there is no such
+    /// part.
+    pub fn image_of(&self, part: &Part) -> Option<(&Digest, &str)> {
+        match part {
+            Part::Main => Some((&self.image, &self.reference)),
+            Part::Sidecar(name) => {
+                let sidecar = self.settings.sidecar(name)?;
+                Some((self.sidecars.get(name)?, &sidecar.source))
+            }
+        }
+    }
+
+    /// Every image, with the reference it is pulled by.
+    pub fn images(&self) -> impl Iterator<Item = (&Digest, &str)> {
+        let parts: Vec<Part> = self.parts().collect();
+        parts.into_iter().filter_map(|part| self.image_of(&part))
+    }
+
     /// How long a started Container may take until it is ready.
-    pub fn startup_timeout(&self) -> Micros {
-        Micros::from_millis(self.settings.health.startup_timeout().millis())
+    pub fn startup_timeout(&self, part: &Part) -> Micros {
+        let health = match part {
+            Part::Main => Some(&self.settings.health),
+            Part::Sidecar(name) => self.settings.sidecar(name).map(|sidecar| &sidecar.health),
+        };
+        Micros::from_millis(health.unwrap_or(&self.settings.health).startup_timeout().millis())
+    }
+
+    /// How long the old main Container stays frozen after a change to this Release. Nothing is
+    /// kept beside sidecars: the new one needs the old one's place.
+    pub fn keep_previous(&self) -> Micros {
+        if self.settings.sidecars.is_empty() {
+            Micros::from_millis(self.settings.rollout.keep_previous().millis())
+        } else {
+            Micros(0)
+        }
+    }
+
+    /// What bringing a Container of `part` from the Release `old` to this one asks of it.
+    pub fn effect_on(&self, part: &Part, old: &Self) -> Effect {
+        match (old.image_of(part), self.image_of(part)) {
+            (Some((before, _)), Some((now, _))) if before == now => {
+                effect_on(part, &old.settings, &self.settings)
+            }
+            _ => Effect::RestartContainer,
+        }
     }
 
     /// How long open requests may go on, and how long the process may take to end after its
@@ -96,43 +133,77 @@ pub struct Fleet {
     pub app: AppKey,
     /// Of the App's intent this follows from.
     pub generation: Generation,
-    /// Wanted Instances: the ordinals `0..instances`.
+    /// Wanted number of Instances.
     pub instances: u32,
+    /// Ordinals that were taken away by name: the lowest others are the Instances.
+    #[serde(default)]
+    pub absent: BTreeSet<Ordinal>,
     /// What each Instance shall run. `None` before anything was released.
-    pub target: Option<Revision>,
-    /// Single Instances that shall run again, by the run wanted. Ignored once the target's
-    /// run is higher.
-    pub reruns: BTreeMap<Ordinal, u32>,
+    pub lineup: Option<Lineup>,
+    /// Where the App is going: the Release whose rollout settings hold, and what Instances
+    /// above the wanted number run.
+    pub heading: Option<Revision>,
+    /// Instances above the wanted number, for the time of a Rollout.
+    #[serde(default)]
+    pub surge: u32,
+    /// A person paused the Rollout: a change that has begun is finished, no other begins.
+    #[serde(default)]
+    pub paused: bool,
     /// Every Release that is wanted, running or to be fetched beforehand.
     pub releases: BTreeMap<ReleaseNo, ReleaseSpec>,
 }
 
 impl Fleet {
+    /// The Instances that are wanted, lowest first.
+    pub fn ordinals(&self) -> impl Iterator<Item = Ordinal> {
+        self.present().take(self.instances as usize)
+    }
+
+    /// The Instances above the wanted number.
+    pub fn surplus(&self) -> impl Iterator<Item = Ordinal> {
+        self.present().skip(self.instances as usize).take(self.surge as usize)
+    }
+
+    fn present(&self) -> impl Iterator<Item = Ordinal> {
+        (0..).map(Ordinal).filter(|ordinal| !self.absent.contains(ordinal))
+    }
+
     /// What the Instance at `ordinal` shall run; `None` when there shall be no such Instance.
     pub fn wanted(&self, ordinal: Ordinal) -> Option<Revision> {
-        let target = self.target.filter(|_| ordinal.0 < self.instances)?;
-        let rerun = self.reruns.get(&ordinal).copied().unwrap_or(0);
-        Some(Revision { run: target.run.max(rerun), ..target })
+        let lineup = self.lineup.as_ref()?;
+        if self.absent.contains(&ordinal) {
+            return None;
+        }
+        let below = self.absent.range(..ordinal).count();
+        let place = (ordinal.0 as usize).saturating_sub(below);
+        if place < self.instances as usize {
+            Some(lineup.of(ordinal))
+        } else if place < (self.instances as usize).saturating_add(self.surge as usize) {
+            self.heading
+        } else {
+            None
+        }
     }
 
-    /// The wanted Release's strategy.
-    pub fn strategy(&self) -> Strategy {
-        self.target_spec().map_or(Strategy::InPlace, |spec| spec.settings.rollout.strategy)
-    }
-
-    /// What the target Release asks for.
-    pub fn target_spec(&self) -> Option<&ReleaseSpec> {
-        self.releases.get(&self.target?.release)
+    /// What the Release that the App is going to asks for.
+    pub fn heading_spec(&self) -> Option<&ReleaseSpec> {
+        self.releases.get(&self.heading?.release)
     }
 
     /// How many Instances may be out of service at once because of our decisions.
     ///
-    /// An upgrade in place takes each Instance out for a moment, so zero means one at a time.
+    /// An upgrade in place takes each Instance out for a moment, so zero means one at a time
+    /// where there is no Instance above the wanted number to stand in.
     pub fn may_be_out(&self) -> u32 {
-        let allowed = self
-            .target_spec()
-            .map_or(0, |spec| spec.settings.rollout.max_unavailable.of(self.instances));
-        allowed.max(1)
+        let rules = self.heading_spec().map(|spec| &spec.settings.rollout);
+        let allowed = rules.map_or(0, |rules| rules.max_unavailable.of(self.instances));
+        if self.surge == 0 { allowed.max(1) } else { allowed }
+    }
+
+    /// How many Instances may be in the middle of a change at once. A handover takes none out
+    /// of service, but needs the room of two: a quarter, unless more may be out anyway.
+    pub fn at_once(&self) -> u32 {
+        self.may_be_out().max(self.instances.div_ceil(4)).max(1)
     }
 
     /// The number of Instances in service below which no decision of ours may lead.

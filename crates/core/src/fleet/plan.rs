@@ -7,11 +7,10 @@
 use super::budget::{Budget, order};
 use super::step::StopCause;
 use super::{
-    ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, ImageSeen, InstanceSeen, Plan,
-    ReleaseSpec, Revision, Step, TrafficState,
+    ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, HookName, ImageSeen,
+    InstanceSeen, Part, Plan, ReleaseSpec, Revision, Slot, Step, TrafficState, Way,
 };
-use crate::ids::Ordinal;
-use crate::manifest::Strategy;
+use crate::ids::{Digest, Ordinal};
 use crate::time::{Micros, Time};
 
 /// Longest wait before a crashed Container is started again.
@@ -32,7 +31,7 @@ pub fn plan(fleet: &Fleet, seen: &FleetSeen, now: Time) -> Plan {
     pull(fleet, seen, now, &mut plan);
     for (ordinal, instance) in &seen.instances {
         if fleet.wanted(*ordinal).is_none() {
-            retire(fleet, *ordinal, instance, &mut plan);
+            retire(fleet, *ordinal, instance, true, &mut plan);
         }
     }
     let mut budget = Budget::new(fleet, seen);
@@ -42,11 +41,11 @@ pub fn plan(fleet: &Fleet, seen: &FleetSeen, now: Time) -> Plan {
         let Some(spec) = fleet.releases.get(&revision.release) else { continue };
         let one = Instance {
             fleet,
+            world: seen,
             spec,
             ordinal,
             revision,
             seen: seen.instances.get(&ordinal).unwrap_or(&nothing),
-            image: matches!(seen.images.get(&spec.image), Some(ImageSeen::Present)),
             now,
         };
         one.plan(&mut budget, &mut plan);
@@ -58,30 +57,58 @@ pub fn plan(fleet: &Fleet, seen: &FleetSeen, now: Time) -> Plan {
 fn pull(fleet: &Fleet, seen: &FleetSeen, now: Time, plan: &mut Plan) {
     let mut planned = Vec::new();
     for (release, spec) in &fleet.releases {
-        let due = match seen.images.get(&spec.image) {
-            Some(ImageSeen::Present) => continue,
-            Some(ImageSeen::Failed { at, count, .. }) => *at + backoff(count + 1),
-            None => now,
-        };
-        if planned.contains(&&spec.image) {
-            continue;
+        let mut due_now = false;
+        for (image, _) in spec.images() {
+            let due = match seen.images.get(image) {
+                Some(ImageSeen::Present) => continue,
+                Some(ImageSeen::Failed { at, count, .. }) => *at + backoff(count + 1),
+                None => now,
+            };
+            if planned.contains(&image) {
+                continue;
+            }
+            if due <= now {
+                planned.push(image);
+                due_now = true;
+            } else {
+                plan.wake_at(due);
+            }
         }
-        if due <= now {
-            planned.push(&spec.image);
+        if due_now {
             plan.steps.push(Step::Pull { release: *release });
-        } else {
-            plan.wake_at(due);
         }
     }
 }
 
-/// One step further in taking an Instance away that is not wanted any more.
-fn retire(fleet: &Fleet, ordinal: Ordinal, instance: &InstanceSeen, plan: &mut Plan) {
+/// One step further in taking everything out of an Instance, and then its Sandbox away.
+/// `forever`: no other Sandbox takes its place.
+fn retire(
+    fleet: &Fleet,
+    ordinal: Ordinal,
+    instance: &InstanceSeen,
+    forever: bool,
+    plan: &mut Plan,
+) {
+    // Sidecars serve the App until it has ended.
+    let mains_first = instance.mains().any(ContainerSeen::exists);
     let mut ended = true;
-    for container in &instance.containers {
-        if container.alive() {
-            ended = false;
-            take_out(fleet, ordinal, container, None, plan);
+    for container in instance.containers.iter().filter(|c| c.exists()) {
+        ended = false;
+        if mains_first && !container.part.is_main() {
+            continue;
+        }
+        let release = fleet.releases.get(&container.revision.release);
+        let hook = release.is_some_and(|spec| spec.settings.hook(HookName::PreDelete).is_some());
+        let run = container.revision.run;
+        if forever && hook && container.serves() && !container.hooked(HookName::PreDelete, run) {
+            plan.steps.push(Step::Hook {
+                ordinal,
+                container: container.id.clone(),
+                hook: HookName::PreDelete,
+                revision: container.revision,
+            });
+        } else {
+            take_out(fleet, ordinal, container, After::Stop(None), plan);
         }
     }
     if ended {
@@ -89,22 +116,43 @@ fn retire(fleet: &Fleet, ordinal: Ordinal, instance: &InstanceSeen, plan: &mut P
     }
 }
 
-/// One step further in ending a running Container: drained first, stopped then.
+/// What becomes of a Container that gets no requests any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum After {
+    Stop(Option<StopCause>),
+    /// It stands still for a while if it was well.
+    Freeze,
+}
+
+/// One step further in ending a Container: drained first, stopped or frozen then.
 fn take_out(
     fleet: &Fleet,
     ordinal: Ordinal,
     container: &ContainerSeen,
-    because: Option<StopCause>,
+    after: After,
     plan: &mut Plan,
 ) {
-    let spec = fleet.releases.get(&container.revision.release).or_else(|| fleet.target_spec());
+    let spec = fleet.releases.get(&container.revision.release).or_else(|| fleet.heading_spec());
     let grace = spec.map_or(Micros::from_secs(30), ReleaseSpec::grace);
+    let id = container.id.clone();
     match (container.traffic, &container.state) {
         (TrafficState::Attached, _) => {
-            plan.steps.push(Step::Detach { ordinal, container: container.id.clone(), drain: grace })
+            plan.steps.push(Step::Detach { ordinal, container: id, drain: grace });
         }
-        (TrafficState::Detached, ContainerState::Running { .. }) => {
-            plan.steps.push(Step::Stop { ordinal, container: container.id.clone(), grace, because })
+        (TrafficState::Detached, ContainerState::Running { health: Health::Ready, .. })
+            if after == After::Freeze =>
+        {
+            plan.steps.push(Step::Freeze { ordinal, container: id });
+        }
+        (
+            TrafficState::Detached,
+            ContainerState::Running { .. } | ContainerState::Frozen { .. },
+        ) => {
+            let because = match after {
+                After::Stop(because) => because,
+                After::Freeze => None,
+            };
+            plan.steps.push(Step::Stop { ordinal, container: id, grace, because });
         }
         // Its acknowledgement is awaited.
         (TrafficState::Draining, _) | (TrafficState::Detached, _) => {}
@@ -114,109 +162,330 @@ fn take_out(
 /// One wanted Instance and what is known of it.
 struct Instance<'a> {
     fleet: &'a Fleet,
+    world: &'a FleetSeen,
     spec: &'a ReleaseSpec,
     ordinal: Ordinal,
     revision: Revision,
     seen: &'a InstanceSeen,
-    image: bool,
     now: Time,
 }
 
-impl Instance<'_> {
+/// The Containers of one part, by what they are to what is wanted.
+#[derive(Default)]
+struct Sorted<'a> {
+    /// What is wanted, or can be brought to it.
+    new: Option<&'a ContainerSeen>,
+    /// What runs and shall not.
+    old: Vec<&'a ContainerSeen>,
+    /// What stands still beside.
+    frozen: Vec<&'a ContainerSeen>,
+}
+
+impl<'a> Instance<'a> {
     fn plan(&self, budget: &mut Budget, plan: &mut Plan) {
         let ordinal = self.ordinal;
         let Some(sandbox) = &self.seen.sandbox else {
             // Beside the pull, not after it.
-            if self.rested(plan) {
+            if self.rested(&Part::Main, plan) {
                 plan.steps.push(Step::CreateSandbox { ordinal, revision: self.revision });
             }
             return;
         };
-        let replace = sandbox.shape != self.spec.shape()
-            || (self.fleet.strategy() == Strategy::Recreate && sandbox.made_for != self.revision);
-        if replace {
+        if self.spec.remake(sandbox, self.revision).is_some() {
             self.recreate(budget, plan);
-        } else {
-            self.in_place(budget, plan);
+            return;
         }
+        let mut sidecars_up = true;
+        for part in self.spec.parts().filter(|part| !part.is_main()) {
+            sidecars_up &= self.sidecar(&part, budget, plan);
+        }
+        for container in self.seen.containers.iter().filter(|c| !self.spec.has(&c.part)) {
+            match container.state {
+                ContainerState::Exited(_) | ContainerState::Prepared => {
+                    self.discard(container, plan);
+                }
+                _ => self.out(container, After::Stop(None), plan),
+            }
+        }
+        self.main(sidecars_up, budget, plan);
     }
 
     /// A new Sandbox is wanted: what is in the old one goes first.
     fn recreate(&self, budget: &mut Budget, plan: &mut Plan) {
-        // Nothing is taken away for an image that is not there.
-        if !self.image || (self.seen.serving().is_some() && !budget.take()) {
-            return;
+        let here = self.spec.images().all(|(image, _)| self.present(image));
+        // Nothing is taken away for an image that is not there, nor while the Rollout is paused.
+        let serving = self.seen.serving();
+        if here && (serving.is_none() || (!self.fleet.paused && budget.take())) {
+            if serving.is_some_and(|old| !self.asked_before(old, plan)) {
+                return;
+            }
+            retire(self.fleet, self.ordinal, self.seen, false, plan);
         }
-        retire(self.fleet, self.ordinal, self.seen, plan);
     }
 
-    /// The Sandbox stays; its Container is brought to the wanted revision.
-    fn in_place(&self, budget: &mut Budget, plan: &mut Plan) {
-        let ordinal = self.ordinal;
-        let mut new = None;
-        let mut old = Vec::new();
-        for container in &self.seen.containers {
+    /// The Containers of `part`; what is of no use any more is discarded. `None`: what ended
+    /// is what was wanted, and shall not run again.
+    fn sort(&self, part: &'a Part, plan: &mut Plan) -> Option<Sorted<'a>> {
+        let mut sorted = Sorted::default();
+        for container in self.seen.of(part) {
+            let fits = self.fleet.fits(container, self.revision, self.spec);
             match container.state {
-                ContainerState::Exited(exit) if self.stays_ended(container, exit) => return,
+                ContainerState::Exited(exit) if fits && self.stays_ended(exit) => return None,
                 ContainerState::Exited(_) => self.discard(container, plan),
-                _ if container.revision == self.revision => new = Some(container),
-                ContainerState::Prepared => self.discard(container, plan),
-                _ => old.push(container),
+                ContainerState::Prepared if container.revision != self.revision => {
+                    self.discard(container, plan);
+                }
+                _ if fits && sorted.new.is_none_or(|new| rank(container) >= rank(new)) => {
+                    if let Some(lesser) = sorted.new.replace(container) {
+                        self.shelve(lesser, &mut sorted, plan);
+                    }
+                }
+                _ => self.shelve(container, &mut sorted, plan),
             }
         }
+        Some(sorted)
+    }
+
+    /// Puts a Container to those that shall not run.
+    fn shelve(&self, container: &'a ContainerSeen, sorted: &mut Sorted<'a>, plan: &mut Plan) {
+        match container.state {
+            ContainerState::Frozen { .. } => sorted.frozen.push(container),
+            ContainerState::Running { .. } | ContainerState::Stopping { .. } => {
+                sorted.old.push(container);
+            }
+            ContainerState::Prepared | ContainerState::Exited(_) => self.discard(container, plan),
+        }
+    }
+
+    /// The Sandbox stays; the App's Container in it is brought to the wanted revision.
+    fn main(&self, sidecars_up: bool, budget: &mut Budget, plan: &mut Plan) {
+        let Some(Sorted { new, old, frozen }) = self.sort(&Part::Main, plan) else { return };
+        for container in &frozen {
+            self.thaw_out(container, plan);
+        }
+        let serving = self.seen.serving();
+        let way = self.spec.change(self.world);
+        let beside = way == Way::Handover && !old.is_empty();
+        // What has begun is finished, and what is out of service comes back.
+        let may_begin = |budget: &mut Budget| match serving {
+            None => true,
+            Some(_) if self.fleet.paused => false,
+            Some(_) if beside => budget.begin(),
+            Some(_) => budget.take(),
+        };
         let Some(new) = new else {
-            let free = self.seen.serving().is_none() || budget.take();
-            if free && self.image && self.rested(plan) {
-                plan.steps.push(Step::Prepare { ordinal, revision: self.revision });
+            if self.present_of(&Part::Main) && self.rested(&Part::Main, plan) && may_begin(budget) {
+                self.prepare_main(beside, &old, &frozen, plan);
             }
             return;
         };
         match new.state {
-            ContainerState::Prepared if old.is_empty() => {
-                plan.steps.push(Step::Start { ordinal, container: new.id.clone() });
-            }
-            ContainerState::Prepared => {
-                if self.seen.serving().is_none() || budget.take() {
-                    for container in old {
-                        take_out(self.fleet, ordinal, container, None, plan);
+            ContainerState::Prepared | ContainerState::Frozen { .. } => {
+                let beside = beside && old.iter().all(|old| old.slot != new.slot);
+                let begun = new.state == ContainerState::Prepared && beside;
+                if old.is_empty() {
+                    if sidecars_up {
+                        self.run(new, plan);
+                    }
+                } else if (begun || may_begin(budget))
+                    && self.rested(&Part::Main, plan)
+                    && serving.is_none_or(|old| self.asked_before(old, plan))
+                {
+                    if beside {
+                        self.run(new, plan);
+                    } else {
+                        self.all_out(new, &old, plan);
                     }
                 }
             }
-            ContainerState::Running { since, health } => self.running(new, since, health, plan),
+            ContainerState::Running { since, health } => {
+                self.running(new, since, health, plan);
+                if new.serves() && self.seen.slot == new.slot {
+                    self.all_out(new, &old, plan);
+                } else {
+                    self.stand_in(&old, plan);
+                }
+            }
             ContainerState::Stopping { .. } | ContainerState::Exited(_) => {}
         }
     }
 
+    /// Sets the App's next Container up, in a slot where nothing stands.
+    fn prepare_main(
+        &self,
+        beside: bool,
+        old: &[&ContainerSeen],
+        frozen: &[&ContainerSeen],
+        plan: &mut Plan,
+    ) {
+        let keep = self.spec.keep_previous() > Micros(0);
+        // What serves keeps its place; whatever else there is may be in the way.
+        let holder = old.iter().find(|c| c.serves()).or(old.first());
+        let held = holder.map_or(self.seen.slot, |holder| holder.slot);
+        let wanted = if !self.spec.settings.sidecars.is_empty() {
+            Slot::A
+        } else if holder.is_some() && (beside || keep) {
+            held.other()
+        } else {
+            held
+        };
+        let others = || frozen.iter().chain(old.iter().filter(|c| Some(*c) != holder));
+        let stands = |slot: Slot| others().find(|c| c.slot == slot);
+        let slot = match stands(wanted) {
+            None => wanted,
+            // Where nothing runs the other slot will do as well.
+            Some(_) if holder.is_none() && stands(wanted.other()).is_none() => wanted.other(),
+            // There is no third place: what is of no use, or kept for convenience, goes.
+            Some(other) => return self.out(other, After::Stop(None), plan),
+        };
+        let (ordinal, revision) = (self.ordinal, self.revision);
+        plan.steps.push(Step::Prepare { ordinal, part: Part::Main, revision, slot });
+    }
+
+    /// Starts or thaws a Container.
+    fn run(&self, container: &ContainerSeen, plan: &mut Plan) {
+        let (ordinal, id) = (self.ordinal, container.id.clone());
+        plan.steps.push(if container.is_frozen() {
+            Step::Thaw { ordinal, container: id, revision: self.revision }
+        } else {
+            Step::Start { ordinal, container: id }
+        });
+    }
+
+    /// The hook before a change: whether it was run, or there is none. `old` is what serves.
+    fn asked_before(&self, old: &ContainerSeen, plan: &mut Plan) -> bool {
+        self.hooked(old, HookName::BeforeUpdate, self.revision.run, plan)
+    }
+
+    /// Whether `hook` was run for this run, or there is none; else it is to be run now.
+    fn hooked(&self, on: &ContainerSeen, hook: HookName, run: u32, plan: &mut Plan) -> bool {
+        if self.spec.settings.hook(hook).is_none() || on.hooked(hook, run) {
+            return true;
+        }
+        if self.rested(&Part::Main, plan) {
+            let (ordinal, container, revision) = (self.ordinal, on.id.clone(), self.revision);
+            plan.steps.push(Step::Hook { ordinal, container, hook, revision });
+        }
+        false
+    }
+
+    /// What the new Container replaces goes; for a while it may be kept, where it is not in
+    /// the way.
+    fn all_out(&self, new: &ContainerSeen, old: &[&ContainerSeen], plan: &mut Plan) {
+        let keep = self.spec.keep_previous() > Micros(0) && !self.pressed();
+        for container in old {
+            let keep = keep && container.slot != new.slot;
+            self.out(container, if keep { After::Freeze } else { After::Stop(None) }, plan);
+        }
+    }
+
+    /// Until the new Container serves, the old one does if it can.
+    fn stand_in(&self, old: &[&ContainerSeen], plan: &mut Plan) {
+        for container in old {
+            let ContainerState::Running { health, .. } = container.state else { continue };
+            let (ordinal, id) = (self.ordinal, container.id.clone());
+            match (health, container.traffic) {
+                (Health::Ready, TrafficState::Detached) if self.seen.serving().is_none() => {
+                    plan.steps.push(Step::Attach { ordinal, container: id });
+                }
+                (Health::Unready, TrafficState::Attached) => {
+                    let drain = self.spec.grace();
+                    plan.steps.push(Step::Detach { ordinal, container: id, drain });
+                }
+                (Health::Dead, _) => {
+                    self.out(container, After::Stop(Some(StopCause::NotAlive)), plan);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A frozen Container that is not wanted now: it goes when its time is over, or when the
+    /// memory is needed.
+    fn thaw_out(&self, container: &ContainerSeen, plan: &mut Plan) {
+        let ContainerState::Frozen { since } = container.state else { return };
+        let until = since + self.spec.keep_previous();
+        if until <= self.now || self.pressed() {
+            self.out(container, After::Stop(None), plan);
+        } else {
+            plan.wake_at(until);
+        }
+    }
+
+    /// One step further with a sidecar. Whether it is up.
+    fn sidecar(&self, part: &Part, budget: &mut Budget, plan: &mut Plan) -> bool {
+        let Some(Sorted { new, old, .. }) = self.sort(part, plan) else { return true };
+        let Some(new) = new else {
+            // Beside others of the Fleet it is a change like any other.
+            let begin = old.is_empty() || (!self.fleet.paused && budget.begin());
+            if begin && self.present_of(part) && self.rested(part, plan) {
+                let (ordinal, part, revision) = (self.ordinal, part.clone(), self.revision);
+                plan.steps.push(Step::Prepare { ordinal, part, revision, slot: Slot::A });
+            }
+            return false;
+        };
+        match new.state {
+            ContainerState::Prepared if old.is_empty() => self.run(new, plan),
+            ContainerState::Prepared => {
+                for container in old {
+                    self.out(container, After::Stop(None), plan);
+                }
+            }
+            ContainerState::Running { since, health } => {
+                self.running(new, since, health, plan);
+                return health == Health::Ready;
+            }
+            _ => {}
+        }
+        false
+    }
+
     fn running(&self, container: &ContainerSeen, since: Time, health: Health, plan: &mut Plan) {
         let (ordinal, id) = (self.ordinal, container.id.clone());
+        if container.revision != self.revision
+            && !self.fleet.paused
+            && self.rested(&container.part, plan)
+        {
+            let revision = self.revision;
+            plan.steps.push(Step::Update { ordinal, container: id, revision });
+            return;
+        }
+        let main = container.part.is_main();
         match (health, container.traffic) {
-            (Health::Ready, TrafficState::Detached) => {
+            (Health::Ready, TrafficState::Detached) if main => {
+                if self.hooked(container, HookName::AfterUpdate, container.born, plan) {
+                    plan.steps.push(Step::Attach { ordinal, container: id });
+                }
+            }
+            (Health::Ready, TrafficState::Attached) if self.seen.slot != container.slot => {
                 plan.steps.push(Step::Attach { ordinal, container: id });
             }
             (Health::Unready, TrafficState::Attached) => {
                 plan.steps.push(Step::Detach { ordinal, container: id, drain: self.spec.grace() });
             }
             (Health::Starting, _) => {
-                let deadline = since + self.spec.startup_timeout();
+                let deadline = since + self.spec.startup_timeout(&container.part);
                 if deadline <= self.now {
-                    let because = Some(StopCause::NeverReady);
-                    take_out(self.fleet, ordinal, container, because, plan);
+                    self.out(container, After::Stop(Some(StopCause::NeverReady)), plan);
                 } else {
                     plan.wake_at(deadline);
                 }
             }
             (Health::Dead, _) => {
-                let because = Some(StopCause::NotAlive);
-                take_out(self.fleet, ordinal, container, because, plan);
+                self.out(container, After::Stop(Some(StopCause::NotAlive)), plan);
             }
             (Health::Ready | Health::Unready, _) => {}
         }
     }
 
-    /// Whether the Container ran what is wanted, ended by itself, and shall not run again.
-    fn stays_ended(&self, container: &ContainerSeen, exit: Exit) -> bool {
-        let again = self.spec.runs_again_after(exit);
-        container.revision == self.revision && !exit.intended && !again
+    fn out(&self, container: &ContainerSeen, after: After, plan: &mut Plan) {
+        take_out(self.fleet, self.ordinal, container, after, plan);
+    }
+
+    /// Whether a main Container or a sidecar of the wanted Release that ended by itself like
+    /// this is not started again.
+    fn stays_ended(&self, exit: Exit) -> bool {
+        !exit.intended && !self.spec.runs_again_after(exit)
     }
 
     fn discard(&self, container: &ContainerSeen, plan: &mut Plan) {
@@ -224,9 +493,21 @@ impl Instance<'_> {
         plan.steps.push(Step::Discard { ordinal: self.ordinal, container });
     }
 
+    fn pressed(&self) -> bool {
+        self.world.memory.is_some_and(|memory| memory.pressed)
+    }
+
+    fn present(&self, image: &Digest) -> bool {
+        matches!(self.world.images.get(image), Some(ImageSeen::Present))
+    }
+
+    fn present_of(&self, part: &Part) -> bool {
+        self.spec.image_of(part).is_some_and(|(image, _)| self.present(image))
+    }
+
     /// Whether the back-off after the last trouble with this revision is over.
-    fn rested(&self, plan: &mut Plan) -> bool {
-        let due = match &self.seen.trouble {
+    fn rested(&self, part: &Part, plan: &mut Plan) -> bool {
+        let due = match self.seen.trouble_of(part) {
             Some(trouble) if trouble.revision == self.revision => {
                 trouble.at + backoff(trouble.count)
             }
@@ -236,5 +517,18 @@ impl Instance<'_> {
             plan.wake_at(due);
         }
         due <= self.now
+    }
+}
+
+/// Of several that fit, the one nearest to serving.
+fn rank(container: &ContainerSeen) -> u8 {
+    match container.state {
+        ContainerState::Running { health: Health::Ready, .. } if container.serves() => 6,
+        ContainerState::Running { health: Health::Ready, .. } => 5,
+        ContainerState::Running { .. } => 4,
+        ContainerState::Stopping { .. } => 3,
+        ContainerState::Frozen { .. } => 2,
+        ContainerState::Prepared => 1,
+        ContainerState::Exited(_) => 0,
     }
 }

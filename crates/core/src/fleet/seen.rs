@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Revision;
+use super::{HookName, Part, Revision, Slot};
 use crate::error::UserError;
 use crate::ids::{ContainerId, Digest, Generation, Ordinal, SandboxId};
 use crate::time::Time;
@@ -20,6 +20,18 @@ pub struct FleetSeen {
     pub images: BTreeMap<Digest, ImageSeen>,
     /// Instances that exist in any form.
     pub instances: BTreeMap<Ordinal, InstanceSeen>,
+    /// The machine's memory. `None` where it is not known.
+    #[serde(default)]
+    pub memory: Option<MemorySeen>,
+}
+
+/// The memory of the machine that holds the Instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemorySeen {
+    /// Bytes that a new Container could use.
+    pub free: u64,
+    /// So little is free that what is kept for convenience must go.
+    pub pressed: bool,
 }
 
 impl FleetSeen {
@@ -53,8 +65,14 @@ pub struct InstanceSeen {
     pub sandbox: Option<SandboxSeen>,
     /// Its Containers, oldest first.
     pub containers: Vec<ContainerSeen>,
-    /// What last went wrong with it, until it has been well for a while.
+    /// Where new connections to its address go.
+    #[serde(default)]
+    pub slot: Slot,
+    /// What last went wrong with the App itself, until it has been well for a while.
     pub trouble: Option<Trouble>,
+    /// The same of each sidecar, by name.
+    #[serde(default)]
+    pub sidecar_trouble: BTreeMap<String, Trouble>,
     /// How often it was started again after a crash since its Sandbox exists. Restarts a
     /// person asked for do not count.
     pub crashes: u32,
@@ -64,6 +82,24 @@ impl InstanceSeen {
     /// The Container that takes traffic and is ready.
     pub fn serving(&self) -> Option<&ContainerSeen> {
         self.containers.iter().find(|c| c.serves())
+    }
+
+    /// The Containers of one part.
+    pub fn of<'a>(&'a self, part: &'a Part) -> impl Iterator<Item = &'a ContainerSeen> {
+        self.containers.iter().filter(move |c| c.part == *part)
+    }
+
+    /// The App's own Containers.
+    pub fn mains(&self) -> impl Iterator<Item = &ContainerSeen> {
+        self.of(&Part::Main)
+    }
+
+    /// What last went wrong with a part.
+    pub fn trouble_of(&self, part: &Part) -> Option<&Trouble> {
+        match part {
+            Part::Main => self.trouble.as_ref(),
+            Part::Sidecar(name) => self.sidecar_trouble.get(name),
+        }
     }
 }
 
@@ -88,24 +124,78 @@ pub struct SandboxSeen {
 pub struct ContainerSeen {
     /// Its id.
     pub id: ContainerId,
-    /// What it was prepared for.
+    /// What it is to its Instance.
+    #[serde(default)]
+    pub part: Part,
+    /// Where it is in its Sandbox.
+    #[serde(default)]
+    pub slot: Slot,
+    /// What it was prepared for, or was brought to without a restart.
     pub revision: Revision,
+    /// The run it was prepared for.
+    #[serde(default)]
+    pub born: u32,
     /// Where it is in its life.
     pub state: ContainerState,
     /// Whether the gateway sends requests to it.
     pub traffic: TrafficState,
+    /// Hooks that were run for it.
+    #[serde(default)]
+    pub hooks: Vec<HookSeen>,
+}
+
+/// A hook that was run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HookSeen {
+    /// Which.
+    pub hook: HookName,
+    /// The run that wanted it.
+    pub run: u32,
 }
 
 impl ContainerSeen {
-    /// Whether it takes traffic and is ready.
-    pub fn serves(&self) -> bool {
-        self.traffic == TrafficState::Attached
-            && matches!(self.state, ContainerState::Running { health: Health::Ready, .. })
+    /// A Container of the App itself that was just prepared in `slot`.
+    pub fn prepared(id: ContainerId, part: Part, slot: Slot, revision: Revision) -> Self {
+        Self {
+            id,
+            part,
+            slot,
+            revision,
+            born: revision.run,
+            state: ContainerState::Prepared,
+            traffic: TrafficState::Detached,
+            hooks: Vec::new(),
+        }
     }
 
-    /// Whether a process of it may exist.
+    /// Whether it takes traffic and is ready.
+    pub fn serves(&self) -> bool {
+        self.traffic == TrafficState::Attached && self.ready()
+    }
+
+    /// Whether a process of it may run.
     pub fn alive(&self) -> bool {
         matches!(self.state, ContainerState::Running { .. } | ContainerState::Stopping { .. })
+    }
+
+    /// Whether a process of it may exist: it runs, or is frozen.
+    pub fn exists(&self) -> bool {
+        self.alive() || self.is_frozen()
+    }
+
+    /// Whether it is frozen.
+    pub fn is_frozen(&self) -> bool {
+        matches!(self.state, ContainerState::Frozen { .. })
+    }
+
+    /// Whether it runs and is ready.
+    pub fn ready(&self) -> bool {
+        matches!(self.state, ContainerState::Running { health: Health::Ready, .. })
+    }
+
+    /// Whether `hook` was run for it in `run`.
+    pub fn hooked(&self, hook: HookName, run: u32) -> bool {
+        self.hooks.contains(&HookSeen { hook, run })
     }
 }
 
@@ -121,6 +211,11 @@ pub enum ContainerState {
         since: Time,
         /// What the probes say.
         health: Health,
+    },
+    /// Its processes stand still, and their memory may be taken; it can be thawed.
+    Frozen {
+        /// Since when.
+        since: Time,
     },
     /// It was told to stop.
     Stopping {

@@ -3,15 +3,16 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use super::Revision;
+use super::{Part, Revision, Slot};
 use crate::ids::{ContainerId, Generation, Ordinal, ReleaseNo};
 use crate::time::{Micros, Time};
 
 /// One act. Each is idempotent: doing it twice, or after it was done, changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Step {
-    /// Fetch, verify and unpack a Release's image.
+    /// Fetch, verify and unpack a Release's images.
     Pull {
         /// The Release.
         release: ReleaseNo,
@@ -27,7 +28,48 @@ pub enum Step {
     Prepare {
         /// The Instance.
         ordinal: Ordinal,
+        /// What it is to the Instance.
+        part: Part,
         /// What it shall run.
+        revision: Revision,
+        /// Where in the Sandbox.
+        slot: Slot,
+    },
+    /// Bring a running Container to another Revision without a restart: its limits, its
+    /// probes, its name.
+    Update {
+        /// The Instance.
+        ordinal: Ordinal,
+        /// The Container.
+        container: ContainerId,
+        /// What it is from then on.
+        revision: Revision,
+    },
+    /// Let a Container that gets no requests stand still.
+    Freeze {
+        /// The Instance.
+        ordinal: Ordinal,
+        /// The Container.
+        container: ContainerId,
+    },
+    /// Let a frozen Container go on.
+    Thaw {
+        /// The Instance.
+        ordinal: Ordinal,
+        /// The Container.
+        container: ContainerId,
+        /// What it is from then on.
+        revision: Revision,
+    },
+    /// Run a hook of the App, and wait for its end.
+    Hook {
+        /// The Instance.
+        ordinal: Ordinal,
+        /// The Container it runs in, or is asked of.
+        container: ContainerId,
+        /// Which.
+        hook: HookName,
+        /// For which change: its settings say what the hook does.
         revision: Revision,
     },
     /// Run a prepared Container's program.
@@ -37,14 +79,16 @@ pub enum Step {
         /// The Container.
         container: ContainerId,
     },
-    /// Let the gateway send requests to a ready Container.
+    /// Let the gateway send requests to a ready Container, and let new connections to the
+    /// Instance's address go to its slot.
     Attach {
         /// The Instance.
         ordinal: Ordinal,
         /// The Container.
         container: ContainerId,
     },
-    /// Send no new requests; done when none is open any more, or at the deadline.
+    /// Send no new requests; done when no request and no connection of another App is open
+    /// any more, or at the deadline.
     Detach {
         /// The Instance.
         ordinal: Ordinal,
@@ -87,6 +131,31 @@ pub enum StopCause {
     NotAlive,
 }
 
+/// A moment in an Instance's life at which an App may have a say.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum HookName {
+    /// Before anything of the Instance changes; in the Container that is to go.
+    BeforeUpdate,
+    /// Before a fresh Container gets requests; in that Container.
+    AfterUpdate,
+    /// Before an Instance that is not wanted any more loses its requests.
+    PreDelete,
+}
+
+impl HookName {
+    /// Its name as a manifest has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HookName::BeforeUpdate => "before_update",
+            HookName::AfterUpdate => "after_update",
+            HookName::PreDelete => "pre_delete",
+        }
+    }
+}
+
 impl Step {
     /// The Instance it acts on; `None` for a step of the whole machine.
     pub fn ordinal(&self) -> Option<Ordinal> {
@@ -94,6 +163,10 @@ impl Step {
             Step::Pull { .. } => None,
             Step::CreateSandbox { ordinal, .. }
             | Step::Prepare { ordinal, .. }
+            | Step::Update { ordinal, .. }
+            | Step::Freeze { ordinal, .. }
+            | Step::Thaw { ordinal, .. }
+            | Step::Hook { ordinal, .. }
             | Step::Start { ordinal, .. }
             | Step::Attach { ordinal, .. }
             | Step::Detach { ordinal, .. }
@@ -111,7 +184,16 @@ impl fmt::Display for Step {
             Step::CreateSandbox { ordinal, revision } => {
                 write!(f, "create sandbox {ordinal} for {revision}")
             }
-            Step::Prepare { ordinal, revision } => write!(f, "prepare {ordinal} for {revision}"),
+            Step::Prepare { ordinal, part: Part::Main, revision, slot } => {
+                write!(f, "prepare {ordinal} for {revision} in slot {slot}")
+            }
+            Step::Prepare { ordinal, part, revision, .. } => {
+                write!(f, "prepare {part} of {ordinal} for {revision}")
+            }
+            Step::Update { container, revision, .. } => write!(f, "update {container} to {revision}"),
+            Step::Freeze { container, .. } => write!(f, "freeze {container}"),
+            Step::Thaw { container, revision, .. } => write!(f, "thaw {container} for {revision}"),
+            Step::Hook { container, hook, .. } => write!(f, "{} of {container}", hook.as_str()),
             Step::Start { container, .. } => write!(f, "start {container}"),
             Step::Attach { container, .. } => write!(f, "attach {container}"),
             Step::Detach { container, .. } => write!(f, "detach {container}"),
