@@ -28,11 +28,7 @@ const PACE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_mi
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// Keeps the line until the gateway ends.
-pub(crate) async fn keep(
-    shared: Arc<Shared>,
-    socket: &Path,
-    mut hints: UnboundedReceiver<Hint>,
-) {
+pub(crate) async fn keep(shared: Arc<Shared>, socket: &Path, mut hints: UnboundedReceiver<Hint>) {
     let mut pace = PACE.0;
     loop {
         match UnixStream::connect(socket).await {
