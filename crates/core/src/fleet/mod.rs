@@ -117,7 +117,7 @@ impl Fleet {
 
     /// The wanted Release's strategy.
     pub fn strategy(&self) -> Strategy {
-        self.target_spec().map_or(Strategy::InPlace, |spec| spec.settings.rollout.strategy)
+        self.target_spec().map_or(Strategy::InPlace, |spec| spec.settings.rollout.strategy())
     }
 
     /// What the target Release asks for.
