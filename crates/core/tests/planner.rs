@@ -236,7 +236,7 @@ fn nothing_is_taken_out_for_an_image_that_is_not_here() {
     });
     seen.images.remove(&digest(2));
     assert_eq!(steps(&fleet, &seen), ["pull release 2"]);
-    let (fleet, mut seen) = upgrade(2, |settings| settings.rollout.strategy = Change::Recreate);
+    let (fleet, mut seen) = upgrade(2, |settings| settings.rollout.strategy = Some(Change::Recreate));
     seen.images.remove(&digest(2));
     assert_eq!(steps(&fleet, &seen), ["pull release 2"]);
 }

@@ -103,6 +103,9 @@ pub struct Limits {
     /// From a request to the head of the App's response, `None` for no limit. More is
     /// answered 504.
     pub response_time: Option<Duration>,
+    /// How long a request waits for the first route table of a gateway that has none yet.
+    /// More is answered 503.
+    pub table_time: Duration,
     /// To connect to a Backend.
     pub connect_time: Duration,
     /// Streams of one HTTP/2 connection at a time.
@@ -122,6 +125,7 @@ impl Default for Limits {
             body_stall: Duration::from_secs(60),
             body_bytes: None,
             response_time: None,
+            table_time: Duration::from_secs(30),
             connect_time: Duration::from_secs(1),
             h2_streams: 128,
             h2_resets: 20,

@@ -57,15 +57,16 @@ async fn route(client: &Arc<Client>, mut request: Request<Incoming>) -> Response
     let client_upgrade =
         wanted_upgrade(&request).map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
 
+    if !shared.routes.table().loaded && !Box::pin(shared.await_table()).await {
+        let text = "The gateway has no route table yet. Try again in a moment.";
+        let mut response = turn_away(client, &request, StatusCode::SERVICE_UNAVAILABLE, text);
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        return response;
+    }
     let app = {
         let name = host.to_str().unwrap_or_default();
-        let table = shared.routes.table();
-        match table.hosts.find(name, request.uri().path()) {
+        match shared.routes.table().hosts.find(name, request.uri().path()) {
             Some(app) => app.clone(),
-            None if !table.loaded => {
-                let text = "The gateway has no route table yet. Try again in a moment.";
-                return turn_away(client, &request, StatusCode::SERVICE_UNAVAILABLE, text);
-            }
             None => {
                 let text =
                     format!("No app is routed at {}{}.", normal_host(name), request.uri().path());

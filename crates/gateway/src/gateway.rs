@@ -16,7 +16,7 @@ use stead_core::ids::Generation;
 use stead_core::routes::{Report, RouteChange};
 use stead_core::time::{Micros, Time};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -34,6 +34,8 @@ const CERTIFICATES_EVERY: u32 = 5;
 /// How long a control plane that is there is awaited before the first request is accepted. It
 /// sends nothing while it gathers what runs; until then it drains nothing either.
 const FIRST_WORD: Duration = Duration::from_millis(500);
+/// Requests that may wait for the first route table at once.
+const EARLY: usize = 1_000;
 /// How long tasks that were told to end may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -49,6 +51,17 @@ pub(crate) enum Phase {
     Stopping,
     /// What is left is cut.
     Cut,
+}
+
+/// What the control plane knows of a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// It was not asked yet, or has not answered.
+    NotYet,
+    /// It cannot be reached; we go on trying.
+    Unreachable,
+    /// It has heard which of its generations is in force here.
+    Acknowledged,
 }
 
 /// Held by every listener and every connection. When the last is gone, so is the channel: a
@@ -68,8 +81,12 @@ pub(crate) struct Shared {
     phase: watch::Sender<Phase>,
     /// The same for the hot path.
     phase_now: AtomicU8,
+    /// What the control plane knows of this gateway.
+    pub(crate) known: watch::Sender<Known>,
     /// Room for connections.
     room: Arc<Semaphore>,
+    /// Room for requests that wait for the first route table.
+    early: Semaphore,
     refused: Mutex<BTreeMap<u16, u64>>,
 }
 
@@ -105,6 +122,16 @@ impl Shared {
     /// Room for one more connection.
     pub(crate) async fn admit(&self) -> OwnedSemaphorePermit {
         self.room.clone().acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// Waits for the first route table, as long as a request may and the gateway goes on.
+    /// False: there is none.
+    pub(crate) async fn await_table(&self) -> bool {
+        let Ok(_room) = self.early.try_acquire() else { return false };
+        tokio::select! {
+            waited = timeout(self.limits.table_time, self.routes.loaded()) => waited.is_ok(),
+            () = self.reached(Phase::Stopping) => false,
+        }
     }
 
     /// Connections of clients, and listeners that have room for the next one.
@@ -183,7 +210,9 @@ impl Gateway {
                 + Micros::from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()),
             phase: watch::Sender::new(Phase::Serving),
             phase_now: AtomicU8::new(Phase::Serving as u8),
+            known: watch::Sender::new(Known::NotYet),
             room: Arc::new(Semaphore::new(limits.connections as usize)),
+            early: Semaphore::new(EARLY),
             refused: Mutex::default(),
             limits,
         });
@@ -213,14 +242,14 @@ impl Gateway {
 
         let (alive, absence) = mpsc::channel(1);
         let presence = Presence { _alive: alive };
-        let (first, known) = oneshot::channel();
         let link = {
             let (shared, socket) = (shared.clone(), config.link_socket());
-            tokio::spawn(async move { link::keep(shared, &socket, heard, first).await })
+            tokio::spawn(async move { link::keep(shared, &socket, heard).await })
         };
         // Before the first request: a control plane that does not know of us would take a
         // Container for drained to which we still send by the routes we were given.
-        let _ = timeout(FIRST_WORD, known).await;
+        let mut known = shared.known.subscribe();
+        let _ = timeout(FIRST_WORD, known.wait_for(|known| *known != Known::NotYet)).await;
         serve(&shared, sockets, tls.as_ref(), &presence)
             .inspect_err(|_| link.abort())
             .map_err(GatewayError::System)?;
@@ -266,6 +295,14 @@ impl Gateway {
     /// The route generation in force.
     pub fn generation(&self) -> Generation {
         self.shared.routes.generation()
+    }
+
+    /// Waits until the control plane has heard that its routes are in force here. From then on
+    /// it awaits this gateway's acknowledgement of every change.
+    pub async fn acknowledged(&self) {
+        let mut known = self.shared.known.subscribe();
+        // Fails only without a sender, which is ours.
+        let _ = known.wait_for(|known| *known == Known::Acknowledged).await;
     }
 
     /// What it has seen until now.

@@ -16,11 +16,10 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::backend::Hint;
-use crate::gateway::{Phase, Shared};
+use crate::gateway::{Known, Phase, Shared};
 use crate::report::report;
 
 /// Between two attempts to connect: from the first to the last.
@@ -28,21 +27,14 @@ const PACE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_mi
 /// Between two reports.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
-/// Keeps the line until the gateway ends. `first` is told once the control plane knows of this
-/// gateway, or dropped when it cannot be reached.
-pub(crate) async fn keep(
-    shared: Arc<Shared>,
-    socket: &Path,
-    mut hints: UnboundedReceiver<Hint>,
-    first: oneshot::Sender<()>,
-) {
+/// Keeps the line until the gateway ends.
+pub(crate) async fn keep(shared: Arc<Shared>, socket: &Path, mut hints: UnboundedReceiver<Hint>) {
     let mut pace = PACE.0;
-    let mut first = Some(first);
     loop {
         match UnixStream::connect(socket).await {
             Ok(stream) => {
                 let began = Instant::now();
-                match talk(&shared, stream, &mut hints, &mut first).await {
+                match talk(&shared, stream, &mut hints).await {
                     Ok(()) => return,
                     Err(error) => tracing::info!(%error, "control plane is gone"),
                 }
@@ -52,7 +44,13 @@ pub(crate) async fn keep(
             }
             Err(error) => tracing::debug!(%error, "control plane cannot be reached"),
         }
-        first = None;
+        shared.known.send_if_modified(|known| {
+            let first = *known == Known::NotYet;
+            if first {
+                *known = Known::Unreachable;
+            }
+            first
+        });
         tokio::select! {
             () = sleep(pace) => {}
             () = shared.reached(Phase::Cut) => return,
@@ -68,7 +66,6 @@ async fn talk(
     shared: &Shared,
     stream: UnixStream,
     hints: &mut UnboundedReceiver<Hint>,
-    first: &mut Option<oneshot::Sender<()>>,
 ) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
@@ -93,9 +90,7 @@ async fn talk(
                 say(&mut write, &ToServe::Ack { generation: shared.routes.generation() }).await?;
                 if !greeted {
                     greeted = true;
-                    if let Some(first) = first.take() {
-                        let _ = first.send(()); // nobody waits for long
-                    }
+                    shared.known.send_replace(Known::Acknowledged);
                     say_again(shared, &mut write).await?;
                 }
             }

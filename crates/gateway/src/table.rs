@@ -14,7 +14,7 @@ use stead_core::name::AppKey;
 use stead_core::routes::{
     AppRoutes, BackendState, HostIndex, RouteChange, RouteTable, StaleGeneration,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::app::{App, AppState, View};
 use crate::backend::{Backend, Hints};
@@ -34,6 +34,8 @@ pub(crate) struct Routes {
     world: Mutex<World>,
     /// Told after each change.
     pub(crate) changed: Notify,
+    /// Whether there is a table.
+    loaded: watch::Sender<bool>,
     hints: Hints,
 }
 
@@ -48,12 +50,24 @@ struct World {
 
 impl Routes {
     pub(crate) fn new(hints: Hints) -> Self {
-        Self { table: ArcSwap::default(), world: Mutex::default(), changed: Notify::new(), hints }
+        Self {
+            table: ArcSwap::default(),
+            world: Mutex::default(),
+            changed: Notify::new(),
+            loaded: watch::Sender::new(false),
+            hints,
+        }
     }
 
     /// What requests are routed by now.
     pub(crate) fn table(&self) -> Guard<Arc<Table>> {
         self.table.load()
+    }
+
+    /// Waits until there is a table.
+    pub(crate) async fn loaded(&self) {
+        // Fails only without a sender, which is ours.
+        let _ = self.loaded.subscribe().wait_for(|loaded| *loaded).await;
     }
 
     /// The generation in force.
@@ -91,6 +105,7 @@ impl Routes {
         world.forget();
         let generation = world.routes.generation;
         drop(world);
+        self.loaded.send_if_modified(|loaded| !std::mem::replace(loaded, true));
         self.changed.notify_one();
         Ok(generation)
     }

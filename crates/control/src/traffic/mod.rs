@@ -4,7 +4,8 @@
 //! # Guarantees
 //! - Changes of the table form one ordered log; a generation is never used twice, also not
 //!   by an earlier `serve` (the upper half of a generation is the boot's epoch).
-//! - [`Traffic::attach`] returns once every connected gateway acknowledged the change.
+//! - [`Traffic::attach`] returns once every connected gateway acknowledged the change. Where
+//!   none is connected the first to come is awaited, as long as one is missed.
 //! - Once [`Traffic::detach`] has returned, no connected gateway sends the Container a new
 //!   request, and none has one open unless the deadline passed.
 //! - A new publisher is *held*: it publishes nothing until [`Publisher::release`], so that a
@@ -313,6 +314,10 @@ impl Traffic for Publisher {
     async fn attach(&self, app: &AppKey, backend: Backend) {
         self.lock().table.attach(app, backend);
         self.moved.notify_waiters();
+        if self.lock().gateways.is_empty() {
+            // Nobody would acknowledge, and a gateway that has yet to connect serves requests by then.
+            self.everyone_is_here().await;
+        }
         self.acknowledged(app).await;
     }
 

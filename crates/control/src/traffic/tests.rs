@@ -287,13 +287,28 @@ async fn a_gateway_that_is_ahead_is_overtaken() {
 }
 
 #[tokio::test]
-async fn without_a_gateway_attach_returns_and_detach_waits_a_little() {
+async fn attach_awaits_the_first_gateway() {
     let bench = Bench::new(1);
     bench.publisher.release();
-    soon(bench.attach("a")).await;
+    bench.publisher.route(&app(), Some(routing()));
+    let mut attached = bench.attach("a");
+    not_yet(&mut attached).await;
+    let mut gateway = bench.gateway(std::process::id(), 0).await;
+    gateway.hear().await;
+    assert_eq!(gateway.backends(), [("a", BackendState::Open)]);
+    not_yet(&mut attached).await;
+    gateway.ack().await;
+    soon(attached).await;
+}
+
+#[tokio::test]
+async fn without_a_gateway_the_first_change_waits_a_little() {
+    let bench = Bench::new(1);
+    bench.publisher.release();
     let began = Instant::now();
-    assert!(soon(bench.detach("a", PATIENCE)).await.clean);
+    soon(bench.attach("a")).await;
     assert!(began.elapsed() > GONE_PATIENCE / 2, "{:?}", began.elapsed());
+    assert!(soon(bench.detach("a", PATIENCE)).await.clean);
     // By now it is known that there is none.
     soon(bench.attach("b")).await;
     let began = Instant::now();

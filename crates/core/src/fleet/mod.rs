@@ -29,7 +29,7 @@ pub use step::{HookName, Plan, Step, StopCause};
 pub use way::{Fallback, Remake, Way};
 
 use crate::ids::{Digest, Generation, Ordinal, ReleaseNo};
-use crate::manifest::{Effect, Manifest, RestartPolicy, effect_on};
+use crate::manifest::{Effect, Hook, Manifest, RestartPolicy, Strategy, effect_on};
 use crate::name::AppKey;
 use crate::time::Micros;
 
@@ -85,10 +85,22 @@ impl ReleaseSpec {
     /// How long the old main Container stays frozen after a change to this Release. Nothing is
     /// kept beside sidecars: the new one needs the old one's place.
     pub fn keep_previous(&self) -> Micros {
-        if self.settings.sidecars.is_empty() {
-            Micros::from_millis(self.settings.rollout.keep_previous().millis())
-        } else {
-            Micros(0)
+        let rules = &self.settings.rollout;
+        let kept = match self.alone() {
+            Some(Fallback::Sidecars) => return Micros(0),
+            Some(_) => rules.keep_previous(Strategy::InPlace),
+            None => rules.keep_previous(rules.strategy()),
+        };
+        Micros::from_millis(kept.millis())
+    }
+
+    /// What the App does itself at that moment.
+    pub fn hook(&self, name: HookName) -> Option<&Hook> {
+        let hooks = &self.settings.lifecycle.hooks;
+        match name {
+            HookName::BeforeUpdate => hooks.before_update.as_ref(),
+            HookName::AfterUpdate => hooks.after_update.as_ref(),
+            HookName::PreDelete => hooks.pre_delete.as_ref(),
         }
     }
 

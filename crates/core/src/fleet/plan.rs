@@ -98,7 +98,7 @@ fn retire(
             continue;
         }
         let release = fleet.releases.get(&container.revision.release);
-        let hook = release.is_some_and(|spec| spec.settings.hook(HookName::PreDelete).is_some());
+        let hook = release.is_some_and(|spec| spec.hook(HookName::PreDelete).is_some());
         let run = container.revision.run;
         if forever && hook && container.serves() && !container.hooked(HookName::PreDelete, run) {
             plan.steps.push(Step::Hook {
@@ -359,7 +359,7 @@ impl<'a> Instance<'a> {
 
     /// Whether `hook` was run for this run, or there is none; else it is to be run now.
     fn hooked(&self, on: &ContainerSeen, hook: HookName, run: u32, plan: &mut Plan) -> bool {
-        if self.spec.settings.hook(hook).is_none() || on.hooked(hook, run) {
+        if self.spec.hook(hook).is_none() || on.hooked(hook, run) {
             return true;
         }
         if self.rested(&Part::Main, plan) {

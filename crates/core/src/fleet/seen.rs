@@ -276,4 +276,7 @@ pub struct Trouble {
     pub at: Time,
     /// How many times in a row.
     pub count: u32,
+    /// It happened to a Container that had been ready, and not for a reason of ours.
+    #[serde(default)]
+    pub was_ready: bool,
 }

@@ -133,7 +133,6 @@ fn numbers(manifest: &Manifest, broken: &mut Broken) {
     broken.range(&["instances"], manifest.instances, 0, MOST_INSTANCES);
     broken.range(&["park", "max_requests"], manifest.park.max_requests, 0, MOST_PARKED);
     let rollout = &manifest.rollout;
-    broken.range(&["rollout", "batches"], rollout.batches, 1, MOST_INSTANCES);
     let deadline = rollout.progress_deadline;
     broken.range(&["rollout", "progress_deadline"], deadline, Span::from_secs(1), Span::MAX);
 }

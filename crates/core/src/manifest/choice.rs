@@ -77,6 +77,18 @@ choice!(
     }
 );
 choice!(
+    /// Which Instances change first.
+    Order {
+        /// From the highest ordinal down.
+        #[default]
+        Descending = "descending",
+        /// From the lowest ordinal up.
+        Ascending = "ascending",
+        /// Far apart from each other.
+        Scatter = "scatter",
+    }
+);
+choice!(
     /// How strongly Instances are kept apart.
     Isolation {
         /// By namespaces of the Linux kernel, with a user namespace and a seccomp filter.

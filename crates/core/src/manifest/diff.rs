@@ -62,6 +62,7 @@ pub fn diff(old: &Manifest, new: &Manifest) -> Vec<FieldChange> {
         health,
         lifecycle,
         volumes,
+        sidecars,
         instances,
         rollout,
         park,
@@ -92,6 +93,7 @@ pub fn diff(old: &Manifest, new: &Manifest) -> Vec<FieldChange> {
     changes.compare("health", health, &new.health, None);
     changes.compare("lifecycle", lifecycle, &new.lifecycle, None);
     changes.compare("volumes", volumes, &new.volumes, RecreateSandbox);
+    changes.compare("sidecars", sidecars, &new.sidecars, RestartContainer);
     changes.compare("instances", instances, &new.instances, None);
     changes.compare("rollout", rollout, &new.rollout, None);
     changes.compare("park", park, &new.park, None);

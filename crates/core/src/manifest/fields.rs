@@ -9,9 +9,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::choice::{Isolation, Protocol, RestartPolicy, Strategy};
+use super::choice::{Isolation, Protocol, RestartPolicy};
 use super::health::Health;
-use super::quantity::{Amount, Cpu, Memory, Span};
+use super::hooks::Hooks;
+use super::quantity::{Cpu, Memory, Span};
+use super::rollout::Rollout;
+use super::sidecar::Sidecar;
 use super::signal::StopSignal;
 use super::text::{AbsPath, EnvName, HostName, Port, UserSpec, VolumeName};
 use crate::name::{AppKey, AppName, MAX_NAME, NamespaceName};
@@ -60,12 +63,15 @@ pub struct Manifest {
     /// How stead knows that an Instance is started, ready and alive.
     #[serde(default)]
     pub health: Health,
-    /// What happens around the stop of a Container.
+    /// What happens around the start, the change and the stop of a Container.
     #[serde(default)]
     pub lifecycle: Lifecycle,
     /// Folders that outlive Containers. Each Instance has its own.
     #[serde(default)]
     pub volumes: Vec<Volume>,
+    /// Containers beside the App's own, in each Instance.
+    #[serde(default)]
+    pub sidecars: Vec<Sidecar>,
     /// How many Instances run: 0 to 1000.
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 1000))]
@@ -117,6 +123,7 @@ impl Manifest {
             health: Health::default(),
             lifecycle: Lifecycle::default(),
             volumes: Vec::new(),
+            sidecars: Vec::new(),
             instances: one(),
             rollout: Rollout::default(),
             park: Park::default(),
@@ -132,6 +139,11 @@ impl Manifest {
     /// The App's full name.
     pub fn key(&self) -> AppKey {
         AppKey::new(self.namespace.clone(), self.app.clone())
+    }
+
+    /// The sidecar called `name`.
+    pub fn sidecar(&self, name: &str) -> Option<&Sidecar> {
+        self.sidecars.iter().find(|sidecar| sidecar.name.as_str() == name)
     }
 
     /// The port that takes HTTP requests, given the TCP ports that the image exposes.
@@ -197,7 +209,7 @@ impl Default for Resources {
     }
 }
 
-/// What happens around the stop of a Container.
+/// What happens around the start, the change and the stop of a Container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(inline)]
@@ -205,14 +217,29 @@ pub struct Lifecycle {
     /// Done after the last request has left and before the stop signal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pre_stop: Option<PreStop>,
+    /// Program run in the Container once it has started, with its arguments. The Container
+    /// is not ready before this ends, within the startup's timeout; an exit code other than 0
+    /// is a failed start. Empty: nothing.
+    pub post_start: Vec<String>,
     /// How long open requests, and then the process after its stop signal, may take. After
     /// that they are cut off.
     pub grace: Span,
+    /// Over how long a fresh Container's share of the requests grows to its full size, so
+    /// that caches and compilers warm up.
+    pub slow_start: Span,
+    /// What the App does itself when an Instance changes or goes.
+    pub hooks: Hooks,
 }
 
 impl Default for Lifecycle {
     fn default() -> Self {
-        Self { pre_stop: None, grace: Span::from_secs(30) }
+        Self {
+            pre_stop: None,
+            post_start: Vec::new(),
+            grace: Span::from_secs(30),
+            slow_start: Span::ZERO,
+            hooks: Hooks::default(),
+        }
     }
 }
 
@@ -242,46 +269,6 @@ pub struct Volume {
     pub shared: bool,
 }
 
-/// How a new Release replaces the old one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-#[schemars(inline)]
-pub struct Rollout {
-    /// How an Instance changes.
-    pub strategy: Strategy,
-    /// In how many steps the Instances change.
-    #[schemars(range(min = 1))]
-    pub batches: u32,
-    /// How many Instances, or which share of them, may be out of service at once. 0: an
-    /// in-place change still takes one at a time, and requests wait where it was the last.
-    pub max_unavailable: Amount,
-    /// How many Instances, or which share of them, may run above the wanted number.
-    pub max_surge: Amount,
-    /// How long to wait between batches.
-    pub pause: Span,
-    /// Whether the old Release comes back by itself when the new one fails.
-    pub auto_rollback: bool,
-    /// How long a rollout may go without progress before it counts as failed.
-    pub progress_deadline: Span,
-    /// How long the old Container stays frozen, so that a rollback is a thaw.
-    pub keep_previous: Span,
-}
-
-impl Default for Rollout {
-    fn default() -> Self {
-        Self {
-            strategy: Strategy::default(),
-            batches: 1,
-            max_unavailable: Amount::Count(0),
-            max_surge: Amount::Count(0),
-            pause: Span::ZERO,
-            auto_rollback: true,
-            progress_deadline: Span::from_secs(600),
-            keep_previous: Span::ZERO,
-        }
-    }
-}
-
 /// What happens to requests while no Instance can take them: they wait at the gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -300,12 +287,12 @@ impl Default for Park {
 }
 
 /// Forms that a text may have besides its type's own; only their schemas are used.
-mod schema_forms {
+pub(super) mod schema_forms {
     /// Text, or what is taken as the text it is written as.
     #[derive(schemars::JsonSchema)]
     #[schemars(untagged, inline)]
     #[expect(dead_code, reason = "only its schema is used")]
-    pub(super) enum Scalar {
+    pub(in crate::manifest) enum Scalar {
         Text(String),
         Number(f64),
         Truth(bool),

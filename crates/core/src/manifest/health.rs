@@ -231,17 +231,19 @@ macro_rules! described_by {
     ($type:ident, $text:ident) => {
         impl utoipa::PartialSchema for $type {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-                $text::schema()
+                <$text as utoipa::PartialSchema>::schema()
             }
         }
 
-        impl ToSchema for $type {
+        impl utoipa::ToSchema for $type {
             fn schemas(out: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>) {
-                $text::schemas(out);
+                <$text as utoipa::ToSchema>::schemas(out);
             }
         }
     };
 }
+
+pub(super) use described_by;
 
 described_by!(Startup, StartupText);
 described_by!(Probe, ProbeText);

@@ -7,15 +7,21 @@
 //! It knows nothing of files, images or the machine: whether the source exists, or which
 //! port an image exposes, is found out by others.
 
+mod batches;
 mod check;
 mod choice;
 mod diff;
 mod fields;
 mod health;
+mod hooks;
+mod matching;
+mod order;
 mod problem;
 mod quantity;
 mod read;
+mod rollout;
 mod schema;
+mod sidecar;
 mod signal;
 mod suggest;
 mod text;
@@ -25,15 +31,21 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
-pub use choice::{Isolation, Protocol, RestartPolicy, Strategy};
+pub use batches::{Batch, Batches};
+pub use choice::{Isolation, Order, Protocol, RestartPolicy, Strategy};
 pub use diff::{Effect, FieldChange, diff, strongest};
-pub use fields::{
-    FileSource, Http, Lifecycle, Manifest, Park, PreStop, Resources, Rollout, Volume,
-};
+pub use fields::{FileSource, Http, Lifecycle, Manifest, Park, PreStop, Resources, Volume};
 pub use health::{Check, Health, Probe, Startup};
+pub use hooks::{Hook, HookRun, Hooks};
+pub use matching::Match;
 pub use problem::{BadValue, Position, Problem, Problems};
-pub use quantity::{Amount, Cpu, Memory, Span};
+pub use quantity::{Amount, Cpu, Memory, Pause, Span};
 pub use read::parse;
+pub use rollout::{Analysis, Rollout};
 pub use schema::schema;
+pub use sidecar::{Sidecar, SidecarVolume};
 pub use signal::StopSignal;
-pub use text::{AbsPath, EnvName, HostName, HttpPath, Port, UserSpec, VolumeName};
+pub use text::{
+    AbsPath, CookieName, EnvName, HeaderName, HostName, HttpPath, ParameterName, Port, SidecarName,
+    UserSpec, VolumeName,
+};

@@ -292,6 +292,56 @@ impl fmt::Display for Span {
     }
 }
 
+/// What is waited for before a rollout goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Pause {
+    /// So long; nothing with no time at all.
+    For(Span),
+    /// Until a person promotes it.
+    Manual,
+}
+
+as_text!(
+    Pause,
+    "string",
+    r"^(manual|([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?)$",
+    ["0s", "30s", "manual"]
+);
+
+/// The word for [`Pause::Manual`].
+const MANUAL: &str = "manual";
+
+impl TryFrom<String> for Pause {
+    type Error = BadValue;
+    fn try_from(text: String) -> Result<Self, BadValue> {
+        text.parse()
+    }
+}
+
+impl FromStr for Pause {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        if text == MANUAL {
+            return Ok(Self::Manual);
+        }
+        text.parse().map(Self::For).map_err(|bad: BadValue| BadValue {
+            expected: "a duration such as 30s, or manual".to_owned(),
+            ..bad
+        })
+    }
+}
+
+impl fmt::Display for Pause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::For(span) => span.fmt(f),
+            Self::Manual => f.write_str(MANUAL),
+        }
+    }
+}
+
 /// A number of Instances, or a share of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "String")]
@@ -307,11 +357,19 @@ as_text!(Amount, ["string", "integer"], r"^([0-9]+|[0-9]{1,2}%|100%)$", [1, "25%
 impl Amount {
     /// How many that is of `total`; a share is rounded down.
     pub fn of(self, total: u32) -> u32 {
+        self.rounded(total, |hundredths| hundredths / 100)
+    }
+
+    /// How many that is of `total`; a share is rounded up.
+    pub fn of_rounded_up(self, total: u32) -> u32 {
+        self.rounded(total, |hundredths| hundredths.div_ceil(100))
+    }
+
+    fn rounded(self, total: u32, whole: fn(u64) -> u64) -> u32 {
         match self {
             Self::Count(count) => count,
             Self::Percent(share) => {
-                let part = u64::from(total) * u64::from(share) / 100;
-                u32::try_from(part).unwrap_or(u32::MAX)
+                u32::try_from(whole(u64::from(total) * u64::from(share))).unwrap_or(u32::MAX)
             }
         }
     }

@@ -99,6 +99,23 @@ checked_text!(
     UserSpec, read_user, r"^[^\s:]+(:[^\s:]+)?$", "1000:1000"
 );
 
+checked_text!(
+    /// The name of a sidecar: a DNS label, and not `main`, which is the App itself.
+    SidecarName, read_sidecar_name, r"^[a-z]([a-z0-9\-]*[a-z0-9])?$", "proxy"
+);
+checked_text!(
+    /// The name of an HTTP header, in lower case.
+    HeaderName, read_header_name, r"^[!#$%&'*+.^_`|~0-9A-Za-z\-]+$", "x-gray"
+);
+checked_text!(
+    /// The name of a cookie.
+    CookieName, read_cookie_name, r"^[!#$%&'*+.^_`|~0-9A-Za-z\-]+$", "gray"
+);
+checked_text!(
+    /// The name of a parameter in a query, decoded.
+    ParameterName, read_parameter_name, r"^[^\s&=#]+$", "gray"
+);
+
 /// A TCP port, 1 to 65535.
 #[derive(
     Debug,
@@ -215,6 +232,49 @@ fn read_volume_name(text: &str) -> Result<String, BadValue> {
         Ok(name) => Ok(name.into()),
         Err(_) => Err(bad_name("data", text)),
     }
+}
+
+fn read_sidecar_name(text: &str) -> Result<String, BadValue> {
+    if text == "main" {
+        let expected = "a name other than main, which is the App itself";
+        return Err(BadValue::text(Code::ManifestName, expected, text));
+    }
+    match crate::name::AppName::new(text) {
+        Ok(name) => Ok(name.into()),
+        Err(_) => Err(bad_name("proxy", text)),
+    }
+}
+
+/// Longest name of a header, cookie or parameter, in bytes.
+const LONGEST_TOKEN: usize = 256;
+
+/// Whether a text is a `token` of RFC 9110, section 5.6.2, of a sensible length.
+fn is_token(text: &str) -> bool {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    (1..=LONGEST_TOKEN).contains(&text.len()) && text.bytes().all(token)
+}
+
+fn read_header_name(text: &str) -> Result<String, BadValue> {
+    if is_token(text) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err(BadValue::text(Code::ManifestText, "the name of a header such as x-gray", text))
+}
+
+fn read_cookie_name(text: &str) -> Result<String, BadValue> {
+    if is_token(text) {
+        return Ok(text.to_owned());
+    }
+    Err(BadValue::text(Code::ManifestText, "the name of a cookie such as gray", text))
+}
+
+fn read_parameter_name(text: &str) -> Result<String, BadValue> {
+    let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '&' | '=' | '#');
+    if (1..=LONGEST_TOKEN).contains(&text.len()) && !text.contains(bad) {
+        return Ok(text.to_owned());
+    }
+    let expected = "the name of a parameter in a query such as gray, decoded";
+    Err(BadValue::text(Code::ManifestText, expected, text))
 }
 
 /// The refusal of a text that is not a DNS label.

@@ -4,19 +4,21 @@
 //! phase for the engine and the gateway. Undo is another target for the same planner.
 
 mod advance;
+mod stage;
 mod wanted;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use advance::{Advance, START_ATTEMPTS, advance};
+pub use stage::{Stage, stages};
 pub use wanted::{Routing, Wanted, wanted};
 
 use crate::error::UserError;
-use crate::fleet::Revision;
-use crate::ids::{Ordinal, RolloutNo};
+use crate::fleet::{Lineup, Revision};
+use crate::ids::{Ordinal, ReleaseNo, RolloutNo};
 use crate::time::{Micros, Time};
 
 /// What a person asked for.
@@ -39,15 +41,30 @@ pub enum RolloutKind {
 pub enum Phase {
     /// Images are fetched. Nothing that runs has been touched.
     Pulling,
-    /// Instances change.
+    /// Instances change, batch by batch.
     Progressing {
-        /// Instances done.
+        /// Which batch, from 0.
+        batch: u32,
+        /// Instances that it has reached.
+        reach: Reach,
+        /// Of these, how many are done.
         done: u32,
         /// When that last grew.
         since: Time,
+        /// What is waited for before the next batch, once this one is through.
+        gate: Option<Gate>,
+    },
+    /// Every Instance runs the new Revision; it may still prove bad.
+    Watching {
+        /// Since when.
+        since: Time,
+        /// Until when.
+        until: Time,
     },
     /// The new Revision failed; Instances change back.
     Undoing {
+        /// Since when.
+        since: Time,
         /// Why.
         why: UserError,
     },
@@ -63,12 +80,15 @@ pub enum Phase {
         /// Why.
         why: UserError,
     },
-    /// It failed, and there is nothing to go back to, or going back is not wanted.
+    /// It failed, and there is nothing to go back to, going back is not wanted, or that
+    /// failed too.
     Held {
         /// Since when.
         at: Time,
         /// Why.
         why: UserError,
+        /// What Instances run until a person decides.
+        lineup: Option<Lineup>,
     },
     /// A newer change took its place.
     Superseded {
@@ -77,11 +97,52 @@ pub enum Phase {
     },
 }
 
+/// Instances that a Rollout has reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reach {
+    /// All of them, however many there are.
+    All,
+    /// These.
+    Of(BTreeSet<Ordinal>),
+}
+
+impl Reach {
+    /// Whether it has reached this one.
+    pub fn covers(&self, ordinal: Ordinal) -> bool {
+        match self {
+            Reach::All => true,
+            Reach::Of(some) => some.contains(&ordinal),
+        }
+    }
+}
+
+/// What a Rollout waits for between two batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Gate {
+    /// Since when.
+    pub since: Time,
+    /// Until when; `None` until a person promotes it.
+    pub until: Option<Time>,
+}
+
+/// A Rollout that a person paused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Paused {
+    /// When.
+    pub at: Time,
+    /// Who.
+    pub by: String,
+}
+
 impl Phase {
     /// Whether nothing more will come of it.
     pub fn is_final(&self) -> bool {
         match self {
-            Phase::Pulling | Phase::Progressing { .. } | Phase::Undoing { .. } => false,
+            Phase::Pulling
+            | Phase::Progressing { .. }
+            | Phase::Watching { .. }
+            | Phase::Undoing { .. } => false,
             Phase::Done { .. }
             | Phase::Undone { .. }
             | Phase::Held { .. }
@@ -89,9 +150,14 @@ impl Phase {
         }
     }
 
-    /// Whether it ended in a state to go back to.
+    /// Whether the new Revision runs on every Instance, as far as is known now.
+    pub fn is_through(&self) -> bool {
+        matches!(self, Phase::Watching { .. } | Phase::Done { .. })
+    }
+
+    /// Whether it came to a state to go back to.
     pub(crate) fn is_settled(&self) -> bool {
-        matches!(self, Phase::Done { .. } | Phase::Undone { .. } | Phase::Superseded { .. })
+        self.is_through() || matches!(self, Phase::Undone { .. } | Phase::Superseded { .. })
     }
 
     /// Its name, for people and metrics.
@@ -99,6 +165,7 @@ impl Phase {
         match self {
             Phase::Pulling => "pulling",
             Phase::Progressing { .. } => "progressing",
+            Phase::Watching { .. } => "watching",
             Phase::Undoing { .. } => "undoing",
             Phase::Done { .. } => "done",
             Phase::Undone { .. } => "undone",
@@ -115,18 +182,24 @@ pub struct Rollout {
     pub number: RolloutNo,
     /// What a person asked for.
     pub kind: RolloutKind,
-    /// Where it goes back to when it fails. `None` for the first.
-    pub from: Option<Revision>,
-    /// Instances that had been restarted by themselves before it, by their run. Going back
-    /// brings these back too, so that an Instance it never touched is left alone.
-    pub from_reruns: BTreeMap<Ordinal, u32>,
-    /// What Instances run while its images are fetched: `from`, or what a Rollout that it
+    /// What Instances run again when it fails. `None` for the first.
+    pub from: Option<Lineup>,
+    /// What Instances run that it has not reached: `from`, or what a Rollout that it
     /// superseded had come to. So each Instance changes once, not back and forth.
-    pub meanwhile: Option<Revision>,
+    pub meanwhile: Option<Lineup>,
+    /// What `rollback` without a number meant before it.
+    #[serde(default)]
+    pub before: Option<ReleaseNo>,
     /// Where it goes.
     pub to: Revision,
     /// The one Instance a restart is for; `None` for all.
     pub only: Option<Ordinal>,
+    /// Instances that a person restarted while it was under way, by the run wanted.
+    #[serde(default)]
+    pub again: BTreeMap<Ordinal, u32>,
+    /// A person paused it.
+    #[serde(default)]
+    pub paused: Option<Paused>,
     /// Where it is.
     #[serde(flatten)]
     pub phase: Phase,
@@ -143,30 +216,67 @@ pub struct Rollout {
 }
 
 impl Rollout {
-    /// The Revision that Instances shall run in this phase.
-    pub fn target(&self) -> Option<Revision> {
-        match self.phase {
-            Phase::Pulling => self.meanwhile,
-            Phase::Progressing { .. } | Phase::Done { .. } | Phase::Held { .. } => Some(self.to),
-            Phase::Undoing { .. } | Phase::Undone { .. } | Phase::Superseded { .. } => self.from,
+    /// What Instances shall run in this phase.
+    pub fn lineup(&self) -> Option<Lineup> {
+        let lineup = match &self.phase {
+            Phase::Pulling => self.meanwhile.clone(),
+            Phase::Progressing { reach, .. } => Some(self.reached(reach)),
+            Phase::Watching { .. } | Phase::Done { .. } => Some(self.reached(&Reach::All)),
+            Phase::Held { lineup, .. } => lineup.clone(),
+            Phase::Undoing { .. } | Phase::Undone { .. } | Phase::Superseded { .. } => {
+                self.from.clone()
+            }
+        };
+        lineup.map(|lineup| self.with_restarts(lineup))
+    }
+
+    fn reached(&self, reach: &Reach) -> Lineup {
+        match (&self.meanwhile, self.only, reach) {
+            (Some(meanwhile), Some(only), _) => meanwhile.with([only], self.to),
+            (Some(meanwhile), None, Reach::Of(some)) => {
+                meanwhile.with(some.iter().copied(), self.to)
+            }
+            _ => Lineup::all(self.to),
         }
+    }
+
+    fn with_restarts(&self, mut lineup: Lineup) -> Lineup {
+        for (ordinal, run) in &self.again {
+            let revision = lineup.of(*ordinal);
+            if revision.run < *run {
+                let again = Revision { run: *run, since: *run, ..revision };
+                lineup.each.insert(*ordinal, again);
+            }
+        }
+        lineup
+    }
+
+    /// Whether batches, the watch and the analysis apply: a new Release is tried out, an old
+    /// one is known.
+    pub fn is_trial(&self) -> bool {
+        self.from.is_some() && matches!(self.kind, RolloutKind::Deploy | RolloutKind::Config)
     }
 
     /// The phase that follows when it is given up: back to where it came from, if there is
     /// such a place.
     pub(crate) fn give_up(&self, why: UserError, now: Time) -> Phase {
-        match (&self.phase, self.from) {
-            (_, None) => Phase::Held { at: now, why },
+        match (&self.phase, &self.from) {
+            (_, None) => self.hold(why, now),
             // Nothing was touched.
-            (Phase::Pulling, from) if self.meanwhile == from => Phase::Undone { at: now, why },
-            _ => Phase::Undoing { why },
+            (Phase::Pulling, from) if self.meanwhile == *from => Phase::Undone { at: now, why },
+            _ => Phase::Undoing { since: now, why },
         }
+    }
+
+    /// The phase in which everything stays as it is until a person decides.
+    pub(crate) fn hold(&self, why: UserError, now: Time) -> Phase {
+        Phase::Held { at: now, why, lineup: self.lineup() }
     }
 
     /// Why it failed, when it did.
     pub fn failure(&self) -> Option<&UserError> {
         match &self.phase {
-            Phase::Undoing { why } | Phase::Undone { why, .. } | Phase::Held { why, .. } => {
+            Phase::Undoing { why, .. } | Phase::Undone { why, .. } | Phase::Held { why, .. } => {
                 Some(why)
             }
             _ => None,

@@ -132,7 +132,7 @@ pub fn some_fleet() -> impl Strategy<Value = Fleet> {
             .zip(settings)
             .map(|(n, (strategy, max_unavailable, with_volume))| {
                 let spec = spec(n, |settings| {
-                    settings.rollout.strategy = strategy;
+                    settings.rollout.strategy = Some(strategy);
                     settings.rollout.max_unavailable = max_unavailable;
                     settings.lifecycle.grace = Span::from_secs(1);
                     if with_volume {

@@ -197,3 +197,38 @@ async fn in_place_upgrades_under_load_fail_no_request() {
         assert_eq!(release.outcomes.completed, release.received - release.moved);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_before_the_first_table_wait_for_it() {
+    let control = Control::new(); // not up yet, and nothing is kept on disk
+    let app = TestApp::start(1).await;
+    control.put(APP, routes([app.open()])).await;
+    let gateway = stead_gateway::Gateway::start(control.config()).await.unwrap();
+    let addr = gateway.http_addrs()[0];
+    let (mut known, mut unknown) = (Raw::connect(addr).await, Raw::connect(addr).await);
+    known.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+    unknown.send("GET / HTTP/1.1\r\nHost: nowhere\r\n\r\n").await;
+    let mut sender = h2_client(addr).await;
+    let second = tokio::spawn(sender.send_request(h2_request("/", empty())));
+    let acknowledged = gateway.acknowledged();
+    assert!(futures_util::FutureExt::now_or_never(acknowledged).is_none());
+    assert_eq!(gateway.generation().0, 0);
+    control.listen();
+    assert_eq!(known.answer().await.body, app.container.as_str());
+    assert_eq!(unknown.answer().await.status, 404);
+    assert_eq!(within(second).await.unwrap().unwrap().status(), 200);
+    within(gateway.acknowledged()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_wait_for_the_first_table_has_an_end() {
+    let control = Control::new();
+    let mut config = control.config();
+    config.limits.table_time = Duration::from_millis(200);
+    let gateway = stead_gateway::Gateway::start(config).await.unwrap();
+    let began = Instant::now();
+    let answer = Raw::connect(gateway.http_addrs()[0]).await.get("/").await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.headers.contains_key("retry-after"));
+    assert!(began.elapsed() >= Duration::from_millis(200));
+}

@@ -127,7 +127,7 @@ fn overlay(manifest: &mut Manifest, context: &Context, args: &Deploy) {
         manifest.namespace = namespace.clone();
     }
     if let Some(strategy) = args.strategy {
-        manifest.rollout.strategy = strategy;
+        manifest.rollout.strategy = Some(strategy);
     }
     if let Some(instances) = args.instances {
         manifest.instances = instances;
@@ -258,7 +258,7 @@ mod tests {
         assert_eq!(manifest.key().to_string(), "team/other");
         assert_eq!((manifest.source.as_str(), manifest.instances), ("web:2", 3));
         assert_eq!(manifest.http_port(&[]), Some(81));
-        assert_eq!(manifest.rollout.strategy, Strategy::Recreate);
+        assert_eq!(manifest.rollout.strategy(), Strategy::Recreate);
         let env: Vec<_> = manifest.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
         assert_eq!(env, ["A=x", "B=z=1"]);
         let content = manifest.files.values().next().unwrap();

@@ -84,7 +84,7 @@ struct Running {
 
 fn make(manifest: &Manifest, running: Option<&Running>) -> Plan {
     let changes = running.map(|now| diff(&now.settings, manifest)).unwrap_or_default();
-    let replaced = match (manifest.rollout.strategy, strongest(&changes)) {
+    let replaced = match (manifest.rollout.strategy(), strongest(&changes)) {
         (Strategy::Recreate, _) | (_, Effect::RecreateSandbox) => InstanceChange::ReplaceSandbox,
         _ => InstanceChange::ReplaceContainer,
     };

@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
+use std::time::Duration;
 
 use anyhow::Result;
 use stead_core::error::{Code, UserError};
@@ -13,6 +14,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::layout::Layout;
 use super::settings::Tls;
 use super::{log_to_stderr, role};
+
+/// How long `serve` may take to give its routes, before the gateway is called ready without: it
+/// serves by those it has, and lets requests wait when it has none.
+const FIRST_ROUTES: Duration = Duration::from_secs(20);
 
 /// Where it listens.
 pub(crate) struct Addresses {
@@ -33,11 +38,20 @@ pub(crate) fn run(layout: &Layout, addresses: Addresses) -> Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let gateway = Gateway::start(config).await.map_err(|error| unfit(&error))?;
-        role::say_ready();
         let mut ended = std::pin::pin!(gateway.ended());
+        let mut routed = std::pin::pin!(tokio::time::timeout(FIRST_ROUTES, gateway.acknowledged()));
+        let mut ready = false;
         loop {
             tokio::select! {
                 () = &mut ended => return Ok(()),
+                // Before, `serve` would take what it changes for acknowledged by every gateway.
+                routed = &mut routed, if !ready => {
+                    if routed.is_err() {
+                        tracing::warn!("`serve` has sent no routes");
+                    }
+                    ready = true;
+                    role::say_ready();
+                }
                 _ = terminate.recv() => gateway.stop(),
                 _ = interrupt.recv() => gateway.stop(),
                 _ = hangup.recv() => gateway.reload().await,

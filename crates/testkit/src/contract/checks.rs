@@ -48,7 +48,7 @@ checks![
 fn as_is(_: &mut Manifest) {}
 
 fn recreate(settings: &mut Manifest) {
-    settings.rollout.strategy = Strategy::Recreate;
+    settings.rollout.strategy = Some(Strategy::Recreate);
 }
 
 async fn an_unknown_app_is_empty(stage: &mut Stage) -> Verdict {

@@ -193,7 +193,7 @@ impl FaultyEngine {
 }
 
 fn with_strategy(fleet: &mut Fleet, strategy: Strategy) {
-    with(fleet, |settings| settings.rollout.strategy = strategy);
+    with(fleet, |settings| settings.rollout.strategy = Some(strategy));
 }
 
 fn with(fleet: &mut Fleet, change: impl Fn(&mut stead_core::manifest::Manifest)) {

@@ -188,7 +188,7 @@ fn change(kind: RolloutKind, image_here: bool, now: Time) -> Change {
 fn manifest(key: &AppKey, what: &Deployment) -> Manifest {
     let mut manifest = settings(key, &what.reference());
     let rollout = &mut manifest.rollout;
-    rollout.strategy = if what.recreate { Strategy::Recreate } else { Strategy::InPlace };
+    rollout.strategy = Some(if what.recreate { Strategy::Recreate } else { Strategy::InPlace });
     rollout.auto_rollback = what.auto_rollback;
     rollout.max_unavailable = Amount::Count(what.max_unavailable);
     rollout.progress_deadline = Span::from_secs(20);

@@ -4,6 +4,7 @@
 //! the manifest is handed out only if nothing was wrong. Each type names its keys once, in
 //! its `read`: what is not asked for there is an unknown key.
 
+mod rollout;
 mod sections;
 
 use std::collections::BTreeMap;
@@ -11,14 +12,15 @@ use std::str::FromStr;
 
 use crate::error::Code;
 use crate::manifest::check;
-use crate::manifest::choice::{Isolation, Protocol, RestartPolicy, Strategy};
+use crate::manifest::choice::{Isolation, Order, Protocol, RestartPolicy, Strategy};
 use crate::manifest::fields::Manifest;
 use crate::manifest::problem::{BadValue, FieldPath, Position, Problem, Problems};
-use crate::manifest::quantity::{Amount, Cpu, Memory, Span};
+use crate::manifest::quantity::{Amount, Cpu, Memory, Pause, Span};
 use crate::manifest::signal::StopSignal;
 use crate::manifest::suggest;
 use crate::manifest::text::{
-    AbsPath, EnvName, HostName, HttpPath, Port, UserSpec, VolumeName, bad_name,
+    AbsPath, CookieName, EnvName, HeaderName, HostName, HttpPath, ParameterName, Port, SidecarName,
+    UserSpec, VolumeName, bad_name,
 };
 use crate::manifest::unbuilt;
 use crate::manifest::yaml::{self, Key, Node, Value};
@@ -191,15 +193,21 @@ macro_rules! read_from_text {
 read_from_text! {
     AbsPath: "an absolute path";
     Amount: "a number of Instances or a share of them";
+    CookieName: "the name of a cookie";
     Cpu: "an amount of CPU such as 500m";
     EnvName: "a variable's name";
+    HeaderName: "the name of a header";
     HostName: "a host name";
     HttpPath: "the path of an HTTP request such as /healthz";
     Isolation: "one of process, gvisor, vm";
     Memory: "an amount of memory such as 256Mi";
+    Order: "one of descending, ascending, scatter";
+    ParameterName: "the name of a parameter";
+    Pause: "a duration such as 30s, or manual";
     Port: "a port from 1 to 65535";
     Protocol: "http1 or h2c";
     RestartPolicy: "one of always, on-failure, never";
+    SidecarName: "a name";
     Span: "a duration such as 5s";
     StopSignal: "a signal such as SIGTERM";
     Strategy: "one of handover, in-place, recreate";
@@ -244,6 +252,23 @@ impl Read for u32 {
                 if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) =>
             {
                 let expected = format!("a number of at most {}", u32::MAX);
+                let bad = |_| BadValue::new(Code::ManifestRange, expected, node.describe());
+                reader.built(node, path, text.parse().map_err(bad))
+            }
+            _ => reader.wrong_type(node, path, "a whole number"),
+        }
+    }
+}
+
+impl Read for i32 {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let whole = |text: &str| {
+            let digits = text.strip_prefix('-').unwrap_or(text);
+            !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+        };
+        match &node.value {
+            Value::Scalar { text, plain: true } if whole(text) => {
+                let expected = format!("a number from {} to {}", i32::MIN, i32::MAX);
                 let bad = |_| BadValue::new(Code::ManifestRange, expected, node.describe());
                 reader.built(node, path, text.parse().map_err(bad))
             }

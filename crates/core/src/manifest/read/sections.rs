@@ -4,10 +4,12 @@
 use super::{Fields, Read, Reader};
 use crate::error::Code;
 use crate::manifest::fields::{
-    FileSource, Http, Lifecycle, Manifest, Park, PreStop, Resources, Rollout, Volume,
+    FileSource, Http, Lifecycle, Manifest, Park, PreStop, Resources, Volume,
 };
 use crate::manifest::health::{Health, Probe, ProbeText, Startup, StartupText};
+use crate::manifest::hooks::{Hook, HookText, Hooks};
 use crate::manifest::problem::{BadValue, FieldPath};
+use crate::manifest::sidecar::{Sidecar, SidecarVolume};
 use crate::manifest::unbuilt;
 use crate::manifest::yaml::{Node, Value};
 use crate::name::AppName;
@@ -110,10 +112,14 @@ impl Read for Probe {
 
 impl Read for Lifecycle {
     fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let defaults = Self::default();
         let mut fields = Fields::of(node, path, reader)?;
         let lifecycle = Self {
             pre_stop: fields.get("pre_stop"),
-            grace: fields.get("grace").unwrap_or(Self::default().grace),
+            post_start: fields.get("post_start").unwrap_or_default(),
+            grace: fields.get("grace").unwrap_or(defaults.grace),
+            slow_start: fields.get("slow_start").unwrap_or(defaults.slow_start),
+            hooks: fields.get("hooks").unwrap_or_default(),
         };
         fields.finish();
         Some(lifecycle)
@@ -141,6 +147,37 @@ impl Read for PreStop {
     }
 }
 
+impl Read for Hooks {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let mut fields = Fields::of(node, path, reader)?;
+        let hooks = Self {
+            before_update: fields.get("before_update"),
+            after_update: fields.get("after_update"),
+            pre_delete: fields.get("pre_delete"),
+        };
+        fields.finish();
+        Some(hooks)
+    }
+}
+
+impl Read for Hook {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let before = reader.problems.len();
+        let mut fields = Fields::of(node, path, reader)?;
+        let text = HookText {
+            exec: fields.get("exec"),
+            http: fields.get("http"),
+            port: fields.get("port"),
+            deadline: fields.get("deadline"),
+        };
+        fields.finish();
+        if reader.problems.len() > before {
+            return None;
+        }
+        reader.built(node, path, text.try_into())
+    }
+}
+
 impl Read for Volume {
     fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
         let mut fields = Fields::of(node, path, reader)?;
@@ -151,24 +188,32 @@ impl Read for Volume {
     }
 }
 
-impl Read for Rollout {
+impl Read for Sidecar {
     fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-        let defaults = Self::default();
         let mut fields = Fields::of(node, path, reader)?;
-        let rollout = Self {
-            strategy: fields.get("strategy").unwrap_or_default(),
-            batches: fields.get("batches").unwrap_or(defaults.batches),
-            max_unavailable: fields.get("max_unavailable").unwrap_or(defaults.max_unavailable),
-            max_surge: fields.get("max_surge").unwrap_or(defaults.max_surge),
-            pause: fields.get("pause").unwrap_or(defaults.pause),
-            auto_rollback: fields.get("auto_rollback").unwrap_or(defaults.auto_rollback),
-            progress_deadline: fields
-                .get("progress_deadline")
-                .unwrap_or(defaults.progress_deadline),
-            keep_previous: fields.get("keep_previous").unwrap_or(defaults.keep_previous),
-        };
+        let (name, source) = (fields.must("name"), fields.must("source"));
+        let sidecar = (
+            fields.get("command").unwrap_or_default(),
+            fields.get("args").unwrap_or_default(),
+            fields.get("env").unwrap_or_default(),
+            fields.get("files").unwrap_or_default(),
+            fields.get("resources").unwrap_or_default(),
+            fields.get("health").unwrap_or_default(),
+            fields.get("volumes").unwrap_or_default(),
+        );
         fields.finish();
-        Some(rollout)
+        let (command, args, env, files, resources, health, volumes) = sidecar;
+        let (name, source) = (name?, source?);
+        Some(Self { name, source, command, args, env, files, resources, health, volumes })
+    }
+}
+
+impl Read for SidecarVolume {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let mut fields = Fields::of(node, path, reader)?;
+        let (name, mount) = (fields.must("name"), fields.must("mount"));
+        fields.finish();
+        Some(Self { name: name?, mount: mount? })
     }
 }
 
@@ -206,6 +251,7 @@ impl Read for Manifest {
             health: fields.get("health").unwrap_or_default(),
             lifecycle: fields.get("lifecycle").unwrap_or_default(),
             volumes: fields.get("volumes").unwrap_or_default(),
+            sidecars: fields.get("sidecars").unwrap_or_default(),
             instances: fields.get("instances").unwrap_or(defaults.instances),
             rollout: fields.get("rollout").unwrap_or_default(),
             park: fields.get("park").unwrap_or_default(),
