@@ -34,6 +34,15 @@ impl Health {
     pub fn startup_timeout(&self) -> Span {
         self.startup.as_ref().map_or(STARTUP_TIMEOUT, |startup| startup.timeout)
     }
+
+    /// Each check that is asked for: its key, what is asked, its period and its timeout.
+    pub(super) fn checks(&self) -> impl Iterator<Item = (&'static str, &Check, Span, Span)> {
+        let repeated = [("readiness", &self.readiness), ("liveness", &self.liveness)];
+        let startup = self.startup.iter().map(|s| ("startup", &s.check, s.period, s.timeout));
+        startup.chain(repeated.into_iter().filter_map(|(key, probe)| {
+            probe.as_ref().map(|probe| (key, &probe.check, probe.period, probe.timeout))
+        }))
+    }
 }
 
 /// How long an App may take to start where its manifest does not say.

@@ -33,7 +33,7 @@ mod tests;
 
 pub use batches::{Batch, Batches};
 pub use choice::{Isolation, Order, Protocol, RestartPolicy, Strategy};
-pub use diff::{Effect, FieldChange, diff, strongest};
+pub use diff::{Effect, FieldChange, diff, effect_on, strongest};
 pub use fields::{FileSource, Http, Lifecycle, Manifest, Park, PreStop, Resources, Volume};
 pub use health::{Check, Health, Probe, Startup};
 pub use hooks::{Hook, HookRun, Hooks};

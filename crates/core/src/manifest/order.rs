@@ -22,10 +22,10 @@ impl Rollout {
     }
 }
 
-/// Every k-th, then every k-th of the rest beginning one later, and so on, with k near the
-/// square root of the number: those that follow each other are far apart, and every stretch
-/// of turns is spread over all.
+/// Every k-th, then every k-th beginning one earlier, and so on, with k near the square root
+/// of their number: those that follow each other are far apart, and every stretch of turns
+/// is spread over all. From four on, no two neighbours follow each other.
 fn scattered(sorted: &[Ordinal]) -> Vec<Ordinal> {
     let stride = sorted.len().isqrt().max(1);
-    (0..stride).flat_map(|start| sorted.iter().copied().skip(start).step_by(stride)).collect()
+    (0..stride).rev().flat_map(|start| sorted.iter().copied().skip(start).step_by(stride)).collect()
 }
