@@ -4,17 +4,17 @@
 //! is at most one active Rollout by construction. Each verb is pure: it takes the App and
 //! gives the App that shall be committed, with its generation raised.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::error::{Code, UserError};
-use crate::fleet::Revision;
+use crate::fleet::{Lineup, Revision};
 use crate::ids::{Digest, Generation, Ordinal, ReleaseNo, RolloutNo};
-use crate::manifest::Manifest;
+use crate::manifest::{self, Manifest};
 use crate::name::AppKey;
-use crate::rollout::{Phase, Rollout, RolloutKind};
+use crate::rollout::{Paused, Phase, Rollout, RolloutKind};
 use crate::time::{Micros, Time};
 
 /// What a person names inside a Namespace.
@@ -35,8 +35,11 @@ pub struct App {
     /// Its volumes are to go with it.
     #[serde(default)]
     pub delete_volumes: bool,
+    /// Ordinals of Instances that a person took away by name.
+    #[serde(default)]
+    pub absent: BTreeSet<Ordinal>,
     /// What ran when the last Rollout ended well.
-    pub stable: Option<Revision>,
+    pub stable: Option<Lineup>,
     /// The Release before the stable one: what `rollback` without a number means.
     pub before: Option<ReleaseNo>,
     /// The last Release made.
@@ -45,9 +48,6 @@ pub struct App {
     pub last_run: u32,
     /// The current Rollout, or the last one.
     pub rollout: Option<Rollout>,
-    /// Instances that were restarted by themselves, by the run they shall have once the
-    /// Rollout progresses. [`App::reruns_in_force`] says what holds now.
-    pub reruns: BTreeMap<Ordinal, u32>,
 }
 
 /// A Release: immutable.
@@ -61,6 +61,9 @@ pub struct Release {
     pub reference: String,
     /// What it resolved to.
     pub image: Digest,
+    /// The images of the sidecars, by their names.
+    #[serde(default)]
+    pub sidecars: BTreeMap<String, Digest>,
     /// Everything else.
     pub settings: Manifest,
     /// When it was made.
@@ -97,42 +100,36 @@ impl App {
             stopped: false,
             deleted: false,
             delete_volumes: false,
+            absent: BTreeSet::new(),
             stable: None,
             before: None,
             last_release: ReleaseNo(0),
             last_run: 0,
             rollout: None,
-            reruns: BTreeMap::new(),
         }
     }
 
-    /// What Instances shall run now.
-    pub fn target(&self) -> Option<Revision> {
+    /// What each Instance shall run now.
+    pub fn lineup(&self) -> Option<Lineup> {
         match &self.rollout {
-            Some(rollout) => rollout.target(),
-            None => self.stable,
+            Some(rollout) => rollout.lineup(),
+            None => self.stable.clone(),
         }
     }
 
-    /// What Instances shall run in the end: a Release that is still being fetched included.
+    /// What an Instance shall run now that no Rollout has reached and nobody restarted.
+    pub fn target(&self) -> Option<Revision> {
+        self.lineup().map(|lineup| lineup.base)
+    }
+
+    /// What Instances shall run in the end: a Release that is still being fetched, or that
+    /// has not reached all of them, included.
     pub fn heading(&self) -> Option<Revision> {
         match &self.rollout {
-            Some(Rollout { phase: Phase::Pulling, to, .. }) => Some(*to),
+            Some(Rollout { phase: Phase::Pulling | Phase::Progressing { .. }, to, .. }) => {
+                Some(*to)
+            }
             _ => self.target(),
-        }
-    }
-
-    /// Instances that run again apart from the others now, by their run.
-    pub fn reruns_in_force(&self) -> &BTreeMap<Ordinal, u32> {
-        match &self.rollout {
-            Some(rollout) => match rollout.phase {
-                Phase::Pulling
-                | Phase::Undoing { .. }
-                | Phase::Undone { .. }
-                | Phase::Superseded { .. } => &rollout.from_reruns,
-                Phase::Progressing { .. } | Phase::Done { .. } | Phase::Held { .. } => &self.reruns,
-            },
-            None => &self.reruns,
         }
     }
 
@@ -144,17 +141,17 @@ impl App {
     /// Releases that an engine must know: what runs, what is coming, what may come back.
     pub fn releases_needed(&self) -> Vec<ReleaseNo> {
         let rollout = self.rollout.as_ref();
-        let mut needed: Vec<ReleaseNo> = [
-            self.target().map(|r| r.release),
-            self.stable.map(|r| r.release),
-            self.before,
-            rollout.and_then(|r| r.from).map(|r| r.release),
-            self.active().and_then(|r| r.meanwhile).map(|r| r.release),
-            rollout.filter(|r| !r.phase.is_final()).map(|r| r.to.release),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+        let active = self.active();
+        let lineups = [
+            self.lineup(),
+            self.stable.clone(),
+            rollout.and_then(|r| r.from.clone()),
+            active.and_then(|r| r.meanwhile.clone()),
+        ];
+        let mut needed: Vec<ReleaseNo> =
+            lineups.iter().flatten().flat_map(|lineup| lineup.releases()).collect();
+        needed.extend(self.before);
+        needed.extend(active.map(|r| r.to.release));
         needed.sort_unstable();
         needed.dedup();
         needed
@@ -176,7 +173,8 @@ impl App {
         number
     }
 
-    /// Runs the same Release again: on every Instance, or on one.
+    /// Runs the same Release again: on every Instance, or on one. While a Rollout is under way
+    /// this is a part of it.
     pub fn restart(
         &mut self,
         only: Option<Ordinal>,
@@ -186,21 +184,43 @@ impl App {
         let Some(current) = self.target().filter(|_| !self.stopped) else {
             return Err(not_running(&self.key));
         };
-        if let Some(ordinal) = only.filter(|o| o.0 >= self.instances) {
-            return Err(UserError::new(
-                Code::NotFound,
-                format!("app {} has no instance {ordinal}", self.key),
-                format!("it has the instances 0 to {}", self.instances.saturating_sub(1)),
-            ));
+        if let Some(ordinal) = only.filter(|ordinal| !self.has(*ordinal)) {
+            return Err(self.no_instance(ordinal));
         }
-        if let Some(rollout) = self.active() {
-            return Err(UserError::new(
-                Code::Conflict,
-                format!("rollout {} of app {} is under way", rollout.number, self.key),
-                "wait for it, or end it with `stead rollout abort`",
-            ));
+        let ordinals = self.ordinals();
+        if let Some(rollout) = &mut self.rollout
+            && !rollout.phase.is_final()
+            && !rollout.phase.is_through()
+        {
+            self.last_run += 1;
+            let run = self.last_run;
+            let chosen = ordinals.into_iter().filter(|o| only.is_none_or(|only| only == *o));
+            rollout.again.extend(chosen.map(|ordinal| (ordinal, run)));
+            let number = rollout.number;
+            self.generation = self.generation.next();
+            self.count_anew(change.now);
+            return Ok(number);
         }
         Ok(self.begin(current.release, settings, only, change))
+    }
+
+    /// The ordinals of its Instances, lowest first.
+    pub fn ordinals(&self) -> Vec<Ordinal> {
+        let present = (0..).map(Ordinal).filter(|ordinal| !self.absent.contains(ordinal));
+        present.take(self.instances as usize).collect()
+    }
+
+    fn has(&self, ordinal: Ordinal) -> bool {
+        self.ordinals().contains(&ordinal)
+    }
+
+    fn no_instance(&self, ordinal: Ordinal) -> UserError {
+        let all: Vec<String> = self.ordinals().iter().map(ToString::to_string).collect();
+        UserError::new(
+            Code::NotFound,
+            format!("app {} has no instance {ordinal}", self.key),
+            format!("it has these: {}", all.join(", ")),
+        )
     }
 
     fn begin(
@@ -213,51 +233,46 @@ impl App {
         self.generation = self.generation.next();
         self.last_run += 1;
         let run = self.last_run;
-        let meanwhile = self.target();
-        let in_force = self.reruns_in_force().clone();
-        let (mut from, from_reruns) = match self.rollout.take() {
+        let meanwhile = self.lineup();
+        let restart = change.kind == RolloutKind::Restart;
+        let from = match self.rollout.take() {
             // What it was going to is not to go back to. A restart of one Instance changes no
             // Release, so what it did stays.
-            Some(old) if old.only.is_none() && !old.phase.is_settled() => {
-                (old.from, old.from_reruns)
-            }
-            _ => (self.stable, in_force.clone()),
+            Some(old) if old.only.is_none() && !old.phase.is_settled() => old.from,
+            _ if only.is_some() => meanwhile.clone(),
+            _ => self.stable.clone(),
         };
-        let to = match only {
-            // The others keep what they run; the one is asked to run again.
-            Some(ordinal) => {
-                from = meanwhile;
-                self.reruns = in_force;
-                self.reruns.insert(ordinal, run);
-                meanwhile.unwrap_or(Revision { release, run })
-            }
-            None => {
-                self.reruns.clear();
-                Revision { release, run }
-            }
+        let current = meanwhile.as_ref().map(|lineup| only.map_or(lineup.base, |o| lineup.of(o)));
+        let to = Revision {
+            release: only.and(current).map_or(release, |current| current.release),
+            run,
+            since: if restart { run } else { current.map_or(0, |current| current.since) },
         };
-        let number = RolloutNo(self.last_run);
-        // Where nothing runs there is nothing to protect: Sandboxes are made beside the pull.
-        let phase = if change.image_here || from.is_none() || self.stopped {
-            Phase::Progressing { done: 0, since: change.now }
-        } else {
-            Phase::Pulling
-        };
-        self.rollout = Some(Rollout {
+        let number = RolloutNo(run);
+        let waits = !change.image_here && from.is_some() && !self.stopped;
+        let mut rollout = Rollout {
             number,
             kind: change.kind,
             from,
-            from_reruns,
             meanwhile,
+            before: self.before,
             to,
             only,
-            phase,
+            again: BTreeMap::new(),
+            paused: None,
+            phase: Phase::Pulling,
             started: change.now,
             deadline: Micros::from_millis(settings.rollout.progress_deadline.millis()),
             auto_rollback: settings.rollout.auto_rollback,
             by: change.by,
             message: change.message,
-        });
+        };
+        // Where nothing runs there is nothing to protect: Sandboxes are made beside the pull.
+        if !waits {
+            rollout.phase =
+                rollout.begin(Some(&settings.rollout), &self.ordinals(), change.now);
+        }
+        self.rollout = Some(rollout);
         number
     }
 
@@ -265,14 +280,87 @@ impl App {
     pub fn enter(&mut self, phase: Phase) {
         self.generation = self.generation.next();
         let Some(rollout) = &mut self.rollout else { return };
-        // A restart of one Instance says nothing of the others.
-        if matches!(phase, Phase::Done { .. }) && rollout.only.is_none() {
-            if let Some(from) = self.stable.filter(|from| from.release != rollout.to.release) {
-                self.before = Some(from.release);
-            }
-            self.stable = Some(rollout.to);
-        }
+        let was_through = rollout.phase.is_through();
         rollout.phase = phase;
+        if rollout.phase.is_through() {
+            // A restart of one Instance says nothing of the Release before.
+            let from = self.stable.as_ref().map(|lineup| lineup.base.release);
+            if let Some(from) = from.filter(|from| *from != rollout.to.release)
+                && rollout.only.is_none()
+            {
+                self.before = Some(from);
+            }
+            self.stable = rollout.lineup();
+        } else if was_through {
+            // It proved bad after all.
+            self.before = rollout.before;
+            self.stable = rollout.from.clone();
+        }
+    }
+
+    /// Stops the Rollout where it is: what has begun is finished, no other Instance changes.
+    pub fn pause(&mut self, by: &str, now: Time) -> Result<(), UserError> {
+        let key = self.key.clone();
+        let Some(rollout) = self.rollout.as_mut().filter(|rollout| {
+            matches!(rollout.phase, Phase::Pulling | Phase::Progressing { .. })
+        }) else {
+            return Err(nothing_under_way(&key, "only a rollout that changes instances is paused"));
+        };
+        if rollout.paused.is_none() {
+            rollout.paused = Some(Paused { at: now, by: by.to_owned() });
+            self.generation = self.generation.next();
+        }
+        Ok(())
+    }
+
+    /// Lets a paused Rollout go on, with its whole time again.
+    pub fn resume(&mut self, now: Time) -> Result<(), UserError> {
+        let key = self.key.clone();
+        let paused = self.rollout.as_mut().and_then(|rollout| rollout.paused.take());
+        if paused.is_none() {
+            return Err(nothing_under_way(&key, "no rollout of it is paused"));
+        }
+        self.generation = self.generation.next();
+        self.count_anew(now);
+        Ok(())
+    }
+
+    /// A person is content: the next batch begins without waiting, or with `all` everything
+    /// that is left; a Release that is only watched any more is done.
+    pub fn promote(
+        &mut self,
+        rules: &manifest::Rollout,
+        all: bool,
+        now: Time,
+    ) -> Result<(), UserError> {
+        let (key, ordinals) = (self.key.clone(), self.ordinals());
+        let refused = |why: &str| Err(nothing_under_way(&key, why));
+        let Some(rollout) = &mut self.rollout else { return refused("nothing was deployed yet") };
+        let phase = match &rollout.phase {
+            Phase::Watching { .. } => Phase::Done { at: now },
+            Phase::Progressing { batch, .. } if all => {
+                Phase::Progressing {
+                    batch: batch + 1,
+                    reach: crate::rollout::Reach::All,
+                    done: 0,
+                    since: now,
+                    gate: None,
+                }
+            }
+            Phase::Progressing { gate: Some(_), .. } => {
+                match rollout.next_batch(Some(rules), &ordinals, now) {
+                    Some(phase) => phase,
+                    None => return refused("it has reached every instance already"),
+                }
+            }
+            Phase::Progressing { .. } => {
+                return refused("its batch is still under way; `--all` does not wait for it");
+            }
+            _ => return refused("no rollout of it waits for anybody"),
+        };
+        rollout.paused = None;
+        self.enter(phase);
+        Ok(())
     }
 
     /// Ends the Rollout that is under way and goes back to what was before.
@@ -301,8 +389,32 @@ impl App {
     /// again: those it had brought up may be the ones that go.
     pub fn scale(&mut self, instances: u32, now: Time) {
         self.generation = self.generation.next();
+        // Those taken away by name come back first.
+        for _ in self.instances..instances {
+            self.absent.pop_first();
+        }
         self.instances = instances;
+        self.forget_absent();
         self.count_anew(now);
+    }
+
+    /// Takes Instances away by name; the others keep their ordinals.
+    pub fn remove(&mut self, chosen: &BTreeSet<Ordinal>, now: Time) -> Result<(), UserError> {
+        if let Some(missing) = chosen.iter().find(|ordinal| !self.has(**ordinal)) {
+            return Err(self.no_instance(*missing));
+        }
+        self.generation = self.generation.next();
+        self.instances -= u32::try_from(chosen.len()).unwrap_or(self.instances);
+        self.absent.extend(chosen);
+        self.forget_absent();
+        self.count_anew(now);
+        Ok(())
+    }
+
+    /// Above the highest Instance nothing is missing.
+    fn forget_absent(&mut self) {
+        let highest = self.ordinals().last().copied();
+        self.absent.retain(|ordinal| highest.is_some_and(|highest| *ordinal < highest));
     }
 
     /// Stops it: no Instance, requests are refused. Volumes and Releases stay.
@@ -321,7 +433,9 @@ impl App {
 
     /// What a Rollout has come to is counted from here on.
     fn count_anew(&mut self, now: Time) {
-        if let Some(Rollout { phase: Phase::Progressing { done, since }, .. }) = &mut self.rollout {
+        if let Some(Rollout { phase: Phase::Progressing { done, since, .. }, .. }) =
+            &mut self.rollout
+        {
             (*done, *since) = (0, now);
         }
     }
@@ -331,6 +445,14 @@ impl App {
         self.generation = self.generation.next();
         self.deleted = true;
     }
+}
+
+fn nothing_under_way(key: &AppKey, why: &str) -> UserError {
+    UserError::new(
+        Code::Conflict,
+        format!("app {key}: {why}"),
+        format!("`stead rollout status {}` shows where it is", key.app),
+    )
 }
 
 fn not_running(key: &AppKey) -> UserError {

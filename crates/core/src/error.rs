@@ -151,6 +151,10 @@ codes! {
     EngineFailed = "STEAD-E006", Failed;
     /// The App has no running Instance to enter.
     NoInstance = "STEAD-E007", NotFound;
+    /// The new Release answers with more errors, or more slowly, than the old one.
+    ReleaseWorse = "STEAD-E008", Unhealthy;
+    /// A lifecycle hook failed, or was not done in time.
+    HookFailed = "STEAD-E009", Unhealthy;
 
     /// The platform is not running, or not where the CLI looks.
     PlatformDown = "STEAD-P001", Failed;

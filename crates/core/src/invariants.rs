@@ -3,7 +3,10 @@
 
 use std::fmt;
 
-use crate::fleet::{ContainerState, Fleet, FleetSeen, Health, Plan, Step, TrafficState};
+use crate::fleet::{
+    ContainerSeen, ContainerState, Fallback, Fleet, FleetSeen, Health, Part, Plan, ReleaseSpec, Slot,
+    Step, TrafficState,
+};
 use crate::ids::Ordinal;
 
 /// A broken invariant.
@@ -49,20 +52,35 @@ pub fn check_plan(fleet: &Fleet, seen: &FleetSeen, plan: &Plan) -> Vec<Violation
                     found.push(broken("only what is ready gets requests", step));
                 }
             }
-            Step::Start { ordinal, container } => {
-                let other = seen
-                    .instances
-                    .get(ordinal)
-                    .is_some_and(|i| i.containers.iter().any(|c| c.alive() && c.id != *container));
-                if other {
-                    found.push(broken("one Container of an Instance runs at a time", step));
+            Step::Start { ordinal, container } | Step::Thaw { ordinal, container, .. } => {
+                if let Some(clash) = start_clash(fleet, seen, *ordinal, container.as_str()) {
+                    found.push(broken(clash, step));
+                }
+            }
+            Step::Prepare { ordinal, part: Part::Main, slot, revision } => {
+                let frozen = seen.instances.get(ordinal).is_some_and(|instance| {
+                    instance.mains().any(|c| c.slot == *slot && c.is_frozen())
+                });
+                if frozen {
+                    found.push(broken("nothing is put where something stands", step));
+                }
+                let alone = fleet.releases.get(&revision.release).and_then(ReleaseSpec::alone);
+                if alone == Some(Fallback::Sidecars) && *slot != Slot::A {
+                    found.push(broken("the app stands beside its sidecars", step));
+                }
+            }
+            Step::Freeze { ordinal, container } => {
+                let open = container_of(seen, *ordinal, container.as_str())
+                    .is_none_or(|c| c.traffic != TrafficState::Detached || !c.part.is_main());
+                if open {
+                    found.push(broken("only a main container without requests is frozen", step));
                 }
             }
             Step::RemoveSandbox { ordinal } => {
                 let alive = seen
                     .instances
                     .get(ordinal)
-                    .is_some_and(|i| i.containers.iter().any(|c| c.alive()));
+                    .is_some_and(|i| i.containers.iter().any(|c| c.exists()));
                 if alive {
                     found.push(broken("no Sandbox is removed under a running Container", step));
                 }
@@ -70,6 +88,8 @@ pub fn check_plan(fleet: &Fleet, seen: &FleetSeen, plan: &Plan) -> Vec<Violation
             Step::Pull { .. }
             | Step::CreateSandbox { .. }
             | Step::Prepare { .. }
+            | Step::Update { .. }
+            | Step::Hook { .. }
             | Step::Detach { .. }
             | Step::Discard { .. } => {}
         }
@@ -77,27 +97,46 @@ pub fn check_plan(fleet: &Fleet, seen: &FleetSeen, plan: &Plan) -> Vec<Violation
     found
 }
 
-/// Draining leaves at least the floor in service, counting what serves of the wanted size.
+/// Why a Container may not run beside what runs already.
+fn start_clash(
+    fleet: &Fleet,
+    seen: &FleetSeen,
+    ordinal: Ordinal,
+    id: &str,
+) -> Option<&'static str> {
+    let instance = seen.instances.get(&ordinal)?;
+    let starting = container_of(seen, ordinal, id)?;
+    let beside: Vec<&ContainerSeen> =
+        instance.of(&starting.part).filter(|c| c.alive() && c.id.as_str() != id).collect();
+    if beside.iter().any(|c| c.slot == starting.slot) {
+        return Some("one Container of a part runs in a slot at a time");
+    }
+    let release = fleet.wanted(ordinal).unwrap_or(starting.revision).release;
+    let alone = fleet.releases.get(&release).and_then(ReleaseSpec::alone);
+    (alone.is_some() && !beside.is_empty())
+        .then_some("what cannot run twice does not run twice")
+}
+
+/// Draining leaves at least the floor in service, counting what serves of what is wanted.
 fn floor(fleet: &Fleet, seen: &FleetSeen, plan: &Plan, found: &mut Vec<Violation>) {
-    let serving = |ordinal: &Ordinal| ordinal.0 < fleet.instances && seen.serves(*ordinal);
-    let now = seen.instances.keys().filter(|o| serving(o)).count();
-    let leaving = plan
-        .steps
-        .iter()
-        .filter_map(|step| match step {
-            Step::Detach { ordinal, container, .. } => Some((ordinal, container)),
-            _ => None,
+    let leaves = |ordinal: &Ordinal, id: &str| {
+        plan.steps.iter().any(|step| {
+            matches!(step, Step::Detach { ordinal: of, container, .. }
+                if of == ordinal && container.as_str() == id)
         })
-        .filter(|(ordinal, container)| {
-            // One whose probe failed is out of service already.
-            serving(ordinal)
-                && container_of(seen, **ordinal, container.as_str()).is_some_and(|c| c.serves())
-        })
-        .count();
-    if leaving > 0 && now - leaving < fleet.floor() as usize {
+    };
+    let serving = |ordinal: &Ordinal| fleet.wanted(*ordinal).is_some() && seen.serves(*ordinal);
+    let now = seen.instances.keys().filter(|ordinal| serving(ordinal)).count();
+    // One whose probe failed is out of service already, and one that is replaced by another of
+    // its Instance is not missed.
+    let stays = |ordinal: &&Ordinal| {
+        seen.instances[*ordinal].mains().any(|c| c.serves() && !leaves(ordinal, c.id.as_str()))
+    };
+    let then = seen.instances.keys().filter(|ordinal| serving(ordinal)).filter(stays).count();
+    if then < now && then < fleet.floor() as usize {
         found.push(broken(
             "our decisions leave at least the floor in service",
-            format!("{now} serving, {leaving} leaving, floor {}", fleet.floor()),
+            format!("{now} serving, {then} after this plan, floor {}", fleet.floor()),
         ));
     }
 }
@@ -106,7 +145,7 @@ fn container_of<'a>(
     seen: &'a FleetSeen,
     ordinal: Ordinal,
     id: &str,
-) -> Option<&'a crate::fleet::ContainerSeen> {
+) -> Option<&'a ContainerSeen> {
     seen.instances.get(&ordinal)?.containers.iter().find(|c| c.id.as_str() == id)
 }
 
@@ -114,12 +153,18 @@ fn container_of<'a>(
 pub fn check_world(seen: &FleetSeen) -> Vec<Violation> {
     let mut found = Vec::new();
     for (ordinal, instance) in &seen.instances {
-        let running = instance.containers.iter().filter(|c| c.alive()).count();
-        if running > 1 {
-            found.push(broken(
-                "one Container of an Instance runs at a time",
-                format!("instance {ordinal} has {running}"),
-            ));
+        for container in instance.containers.iter().filter(|c| c.exists()) {
+            let twin = instance.of(&container.part).find(|other| {
+                other.id > container.id
+                    && other.exists()
+                    && other.slot == container.slot
+            });
+            if let Some(twin) = twin {
+                found.push(broken(
+                    "one Container of a part runs in a slot at a time",
+                    format!("instance {ordinal} has {} and {}", container.id, twin.id),
+                ));
+            }
         }
         for container in &instance.containers {
             let gone = !matches!(container.state, ContainerState::Running { .. });

@@ -66,9 +66,11 @@ fn hosts(manifest: &Manifest) -> Vec<HostName> {
 /// The Releases that an App runs, goes to, or goes back to by itself.
 fn in_use(app: &App) -> impl Iterator<Item = ReleaseNo> {
     let active = app.active();
-    let to = active.map(|rollout| rollout.to);
-    let from = active.and_then(|rollout| rollout.from);
-    [app.target(), to, from].into_iter().flatten().map(|revision| revision.release)
+    let to = active.map(|rollout| rollout.to.release);
+    let from = active.and_then(|rollout| rollout.from.clone());
+    let lineups = app.lineup().into_iter().chain(from);
+    let running: Vec<ReleaseNo> = lineups.flat_map(|l| l.releases().collect::<Vec<_>>()).collect();
+    running.into_iter().chain(to)
 }
 
 fn belongs_to(host: &HostName, owner: &AppKey, key: &AppKey) -> UserError {

@@ -94,6 +94,7 @@ impl Api {
             number,
             reference: manifest.source.clone(),
             image: image.clone(),
+            sidecars: std::collections::BTreeMap::new(),
             settings: manifest.clone(),
             created: clock::now(),
             by: author.by.clone(),

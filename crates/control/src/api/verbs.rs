@@ -70,8 +70,9 @@ enum Back {
 }
 
 fn back_to(app: &App, named: Option<ReleaseNo>) -> Result<Back, UserError> {
-    if let Some(rollout) = app.active() {
-        let came_from = rollout.from.map(|from| from.release);
+    // One that is only watched any more has come to an end that can be gone back from.
+    if let Some(rollout) = app.active().filter(|rollout| !rollout.phase.is_through()) {
+        let came_from = rollout.from.as_ref().map(|from| from.base.release);
         if rollout.only.is_none()
             && came_from.is_some()
             && named.is_none_or(|n| came_from == Some(n))
@@ -83,12 +84,12 @@ fn back_to(app: &App, named: Option<ReleaseNo>) -> Result<Back, UserError> {
         return Ok(Back::To(number));
     }
     let held = match &app.rollout {
-        Some(rollout) if matches!(rollout.phase, Phase::Held { .. }) => rollout.from,
+        Some(rollout) if matches!(rollout.phase, Phase::Held { .. }) => rollout.from.as_ref(),
         _ => None,
     };
     // One that failed and was left in place goes back to what ran before it; otherwise the
     // Release before the one that runs well is meant.
-    held.map(|from| from.release).or(app.before).map(Back::To).ok_or_else(|| {
+    held.map(|from| from.base.release).or(app.before).map(Back::To).ok_or_else(|| {
         UserError::new(
             Code::NotFound,
             format!("app {} has no earlier release to go back to", app.key),

@@ -135,6 +135,7 @@ fn word(seen: &InstanceSeen, shown: Option<&ContainerSeen>) -> &'static str {
             Health::Ready => "ready",
             Health::Unready | Health::Dead => "unready",
         },
+        (ContainerState::Frozen { .. }, _) => "frozen",
         (ContainerState::Stopping { .. }, _) => "stopping",
         (ContainerState::Exited(exit), _) if exit.intended => "exited",
         (ContainerState::Exited(_), _) => "crashed",

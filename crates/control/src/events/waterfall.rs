@@ -11,7 +11,9 @@ pub(crate) const SLACK: Micros = Micros::from_secs(2);
 /// When a Rollout ended; `None` while it goes on.
 pub(crate) fn ended(rollout: &Rollout) -> Option<Time> {
     match &rollout.phase {
-        Phase::Done { at }
+        // What is watched has reached every Instance.
+        Phase::Watching { since: at, .. }
+        | Phase::Done { at }
         | Phase::Undone { at, .. }
         | Phase::Held { at, .. }
         | Phase::Superseded { at } => Some(*at),

@@ -72,7 +72,7 @@ impl Reconciler {
                 self.show(stored.value, wanted, seen, "it is being deleted".into());
                 return Ok(Next::At(None));
             }
-            let found = advance(app, &wanted.fleet, &seen, clock::now());
+            let found = advance(app, &wanted.fleet, &seen, None, clock::now());
             match found.phase {
                 Some(phase) => {
                     self.show(app.clone(), wanted, seen, found.why.clone());
@@ -126,8 +126,12 @@ impl Reconciler {
             match self.store.get::<Release>(&release_key(&app.key, number)) {
                 Ok(Some(Versioned { value, .. })) => {
                     let settings = Arc::new(value.settings);
-                    let spec =
-                        ReleaseSpec { image: value.image, reference: value.reference, settings };
+                    let spec = ReleaseSpec {
+                        image: value.image,
+                        reference: value.reference,
+                        sidecars: value.sidecars,
+                        settings,
+                    };
                     memory.releases.insert(number, (spec, value.created));
                 }
                 Ok(None) => tracing::error!(app = %app.key, %number, "release is missing"),

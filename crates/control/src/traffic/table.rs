@@ -197,7 +197,8 @@ impl Entry {
         Some(AppRoutes {
             hosts: routing.hosts.iter().map(HostRule::whole).collect(),
             backends,
-            split: Split::default(),
+            split: routing.split.clone(),
+            slow_start_ms: routing.slow_start.millis(),
             park: ParkPolicy {
                 max_wait_ms: routing.park.max_wait.millis(),
                 max_requests: routing.park.max_requests,

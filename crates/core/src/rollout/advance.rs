@@ -1,11 +1,16 @@
 //! Whether a Rollout has come further, has failed, or is through.
 
-use super::{Phase, Rollout};
+use super::stage::{reach_at, stages};
+use super::{Gate, Phase, Reach, Rollout};
+use crate::analysis::Verdict;
 use crate::app::App;
 use crate::error::{Code, UserError};
-use crate::fleet::{ContainerState, Exit, Fleet, FleetSeen, ImageSeen, InstanceSeen, Revision};
+use crate::fleet::{
+    ContainerState, Exit, Fleet, FleetSeen, ImageSeen, InstanceSeen, Part, Revision,
+};
 use crate::ids::Ordinal;
-use crate::time::Time;
+use crate::manifest::{self, Pause};
+use crate::time::{Micros, Time};
 
 /// How often in a row a new Revision may fail to start on one Instance before the Rollout
 /// fails. A first failure may be a dependency that is not up yet.
@@ -22,101 +27,348 @@ pub struct Advance {
     pub why: String,
 }
 
-/// The next phase of the App's Rollout, given the Fleet that its present phase wants.
-pub fn advance(app: &App, fleet: &Fleet, seen: &FleetSeen, now: Time) -> Advance {
-    let stay = |wake, why: String| Advance { phase: None, wake, why };
-    let go = |phase: Phase, why: &str| Advance { phase: Some(phase), wake: None, why: why.into() };
-    let Some(rollout) = &app.rollout else { return stay(None, "no rollout yet".into()) };
+fn stay(wake: Option<Time>, why: impl Into<String>) -> Advance {
+    Advance { phase: None, wake, why: why.into() }
+}
+
+fn go(phase: Phase, why: impl Into<String>) -> Advance {
+    Advance { phase: Some(phase), wake: None, why: why.into() }
+}
+
+/// The next phase of the App's Rollout, given the Fleet that its present phase wants, what is
+/// seen of it, and what the gateway's figures say of the new Release against the old one.
+pub fn advance(
+    app: &App,
+    fleet: &Fleet,
+    seen: &FleetSeen,
+    verdict: Option<&Verdict>,
+    now: Time,
+) -> Advance {
+    let Some(rollout) = &app.rollout else { return stay(None, "no rollout yet") };
     if app.deleted {
-        return stay(None, "the app is being deleted".into());
+        return stay(None, "the app is being deleted");
     }
-    let deadline = |since: Time| since + rollout.deadline;
+    let one = Journey { rollout, fleet, seen, now };
     match &rollout.phase {
-        Phase::Pulling => {
-            let image = image(rollout, fleet, seen);
-            if image == Some(&ImageSeen::Present) {
-                return go(Phase::Progressing { done: 0, since: now }, "the image is here");
-            }
-            if let Some(why) = image.and_then(|image| pull_failure(rollout, image)) {
-                return go(rollout.give_up(why, now), "the image cannot be fetched");
-            }
-            if deadline(rollout.started) <= now {
-                return go(rollout.give_up(timed_out(rollout), now), "the image took too long");
-            }
-            stay(Some(deadline(rollout.started)), "the image is being fetched".into())
-        }
+        Phase::Pulling => one.pulling(),
         // Without Instances nothing can be learnt of the new Revision.
-        Phase::Progressing { .. } if app.stopped => stay(None, "the app is stopped".into()),
-        Phase::Progressing { done, since } => {
-            if seen.generation < fleet.generation {
-                return stay(None, "the engine has not taken it up yet".into());
-            }
-            let scope = scope(rollout, fleet);
-            if let Some(why) = trouble(rollout, fleet, seen, &scope) {
-                return go(fail(rollout, why, now), "the new revision fails");
-            }
-            let ready = count_done(fleet, seen, &scope);
-            let wanted = u32::try_from(scope.len()).unwrap_or(u32::MAX);
-            if ready == wanted && no_surplus(fleet, seen) {
-                return go(Phase::Done { at: now }, "every instance runs the new revision");
-            }
-            if ready > *done {
-                let phase = Phase::Progressing { done: ready, since: now };
-                return go(phase, "another instance is done");
-            }
-            if deadline(*since) <= now {
-                return go(fail(rollout, timed_out(rollout), now), "no progress in time");
-            }
-            stay(Some(deadline(*since)), format!("{ready} of {wanted} instances done"))
+        Phase::Progressing { .. } | Phase::Undoing { .. }
+            if app.stopped || fleet.instances == 0 =>
+        {
+            stay(None, "no instance is wanted")
         }
-        Phase::Undoing { why } => {
-            let scope = scope(rollout, fleet);
-            let settled = seen.generation >= fleet.generation
-                && count_done(fleet, seen, &scope) as usize == scope.len()
-                && no_surplus(fleet, seen);
-            if settled {
-                let phase = Phase::Undone { at: now, why: why.clone() };
-                go(phase, "every instance runs the old revision again")
-            } else {
-                stay(None, "going back".into())
+        Phase::Progressing { batch, reach, done, since, gate } => {
+            let at = Leg { batch: *batch, reach, done: *done, since: *since };
+            one.progressing(&at, gate.as_ref(), verdict)
+        }
+        Phase::Watching { until, .. } => {
+            if let Some(bad) = one.bad(verdict) {
+                return bad;
+            }
+            match *until <= now {
+                true => go(Phase::Done { at: now }, "it went well for as long as it was watched"),
+                false => stay(Some(*until), "every instance runs the new release; it is watched"),
             }
         }
+        Phase::Undoing { since, why } => one.undoing(*since, why),
         Phase::Done { .. }
         | Phase::Undone { .. }
         | Phase::Held { .. }
-        | Phase::Superseded { .. } => stay(None, "it is over".into()),
+        | Phase::Superseded { .. } => stay(None, "it is over"),
     }
 }
 
-fn image<'a>(rollout: &Rollout, fleet: &Fleet, seen: &'a FleetSeen) -> Option<&'a ImageSeen> {
-    seen.images.get(&fleet.releases.get(&rollout.to.release)?.image)
+/// A Rollout under way, and what is known of it.
+struct Journey<'a> {
+    rollout: &'a Rollout,
+    fleet: &'a Fleet,
+    seen: &'a FleetSeen,
+    now: Time,
 }
 
-/// Instances that the Rollout changes.
-fn scope(rollout: &Rollout, fleet: &Fleet) -> Vec<Ordinal> {
-    let all = (0..fleet.instances).map(Ordinal);
-    all.filter(|ordinal| rollout.only.is_none_or(|only| only == *ordinal)).collect()
+/// Where it is between two batches.
+struct Leg<'a> {
+    batch: u32,
+    reach: &'a Reach,
+    done: u32,
+    since: Time,
 }
 
-/// Why a pull that failed fails the Rollout too. A failure from before is not its own, and a
-/// registry that was away may be back at the next attempt.
-fn pull_failure(rollout: &Rollout, image: &ImageSeen) -> Option<UserError> {
-    match image {
-        ImageSeen::Failed { error, at, count } => {
-            let lasting = error.code != Code::RegistryUnavailable || *count >= START_ATTEMPTS;
-            (lasting && *at >= rollout.started).then(|| error.clone())
+impl Journey<'_> {
+    fn pulling(&self) -> Advance {
+        if self.images_here() {
+            let phase = self.rollout.begin(self.rules(), &self.ordinals(), self.now);
+            return go(phase, "the image is here");
         }
-        ImageSeen::Present => None,
+        if let Some(why) = self.pull_failure() {
+            return go(self.rollout.give_up(why, self.now), "the image cannot be fetched");
+        }
+        let deadline = self.rollout.started + self.rollout.deadline;
+        if deadline <= self.now {
+            let phase = self.rollout.give_up(timed_out(self.rollout), self.now);
+            return go(phase, "the image took too long");
+        }
+        stay(Some(deadline), "the image is being fetched")
+    }
+
+    fn progressing(
+        &self,
+        at: &Leg<'_>,
+        gate: Option<&Gate>,
+        verdict: Option<&Verdict>,
+    ) -> Advance {
+        if self.seen.generation < self.fleet.generation {
+            return stay(None, "the engine has not taken it up yet");
+        }
+        if let Some(bad) = self.bad(verdict) {
+            return bad;
+        }
+        if let Some(reached) = self.reach_further(at, gate) {
+            return reached;
+        }
+        let scope = self.scope();
+        let ready = self.count_done(&scope);
+        let wanted = count(scope.len());
+        if let Some(paused) = &self.rollout.paused {
+            return stay(None, format!("{} paused it; {ready} of {wanted} done", paused.by));
+        }
+        if let Some(gate) = gate {
+            return self.at_gate(at.batch, gate);
+        }
+        if ready == wanted && self.nothing_to_remove() {
+            return self.through(at);
+        }
+        if ready > at.done {
+            let phase = Phase::Progressing {
+                batch: at.batch,
+                reach: at.reach.clone(),
+                done: ready,
+                since: self.now,
+                gate: None,
+            };
+            return go(phase, "another instance is done");
+        }
+        let deadline = at.since + self.rollout.deadline;
+        if deadline <= self.now {
+            return go(self.fail(timed_out(self.rollout)), "no progress in time");
+        }
+        stay(Some(deadline), format!("{ready} of {wanted} instances done"))
+    }
+
+    /// After a change of size the present batch may have to reach more Instances.
+    fn reach_further(&self, at: &Leg<'_>, gate: Option<&Gate>) -> Option<Advance> {
+        let (rules, ordinals) = (self.rules()?, self.ordinals());
+        let reach = reach_at(rules, at.batch, &ordinals, at.reach);
+        if reach == *at.reach || self.rollout.only.is_some() || !self.rollout.is_trial() {
+            return None;
+        }
+        let (batch, done, since) = (at.batch, at.done, self.now);
+        let phase = Phase::Progressing { batch, reach, done, since, gate: gate.copied() };
+        Some(go(phase, "the number of instances has changed"))
+    }
+
+    /// A batch is through: on to the gate, or to the end.
+    fn through(&self, at: &Leg<'_>) -> Advance {
+        if *at.reach == Reach::All {
+            let watch = self.rules().map_or(Micros(0), |rules| {
+                Micros::from_millis(rules.watch.millis())
+            });
+            if self.rollout.is_trial() && self.rollout.only.is_none() && watch > Micros(0) {
+                let phase = Phase::Watching { since: self.now, until: self.now + watch };
+                return go(phase, "every instance runs the new release");
+            }
+            return go(Phase::Done { at: self.now }, "every instance runs the new revision");
+        }
+        let stages = self.rules().map(|rules| stages(rules, self.fleet.instances));
+        let stage = stages.as_ref().and_then(|stages| stages.get(at.batch as usize));
+        let until = match stage.map(|stage| stage.pause) {
+            Some(Pause::Manual) => None,
+            Some(Pause::For(span)) if span.millis() > 0 => {
+                Some(self.now + Micros::from_millis(span.millis()))
+            }
+            _ => return self.next_batch("the batch is through"),
+        };
+        let phase = Phase::Progressing {
+            batch: at.batch,
+            reach: at.reach.clone(),
+            done: at.done,
+            since: self.now,
+            gate: Some(Gate { since: self.now, until }),
+        };
+        go(phase, format!("batch {} is through", at.batch + 1))
+    }
+
+    fn at_gate(&self, batch: u32, gate: &Gate) -> Advance {
+        let batch = batch + 1;
+        match gate.until {
+            None => stay(None, format!("batch {batch} is through; a person promotes it")),
+            Some(until) if until <= self.now => self.next_batch("the pause is over"),
+            Some(until) => stay(Some(until), format!("batch {batch} is through; it is paused")),
+        }
+    }
+
+    fn next_batch(&self, why: &str) -> Advance {
+        match self.rollout.next_batch(self.rules(), &self.ordinals(), self.now) {
+            Some(phase) => go(phase, why),
+            None => stay(None, "there is no further batch"),
+        }
+    }
+
+    fn undoing(&self, since: Time, why: &UserError) -> Advance {
+        let all = self.ordinals();
+        let settled = self.seen.generation >= self.fleet.generation
+            && self.count_done(&all) as usize == all.len()
+            && self.nothing_to_remove();
+        if settled {
+            let phase = Phase::Undone { at: self.now, why: why.clone() };
+            return go(phase, "every instance runs the old revision again");
+        }
+        let deadline = since + self.rollout.deadline;
+        if deadline <= self.now {
+            let phase = self.rollout.hold(why.clone(), self.now);
+            return go(phase, "the old revision does not come back in time");
+        }
+        stay(Some(deadline), "going back")
+    }
+
+    /// What ends the Rollout because the new Revision is bad.
+    fn bad(&self, verdict: Option<&Verdict>) -> Option<Advance> {
+        if let Some(why) = self.trouble() {
+            return Some(go(self.fail(why), "the new revision fails"));
+        }
+        match verdict {
+            Some(Verdict::Worse { why, .. }) => {
+                let why = UserError::new(
+                    Code::ReleaseWorse,
+                    format!("release {} is worse than the one before: {why}", self.rollout.to.release),
+                    "see the figures with `stead rollout status`, and what it logs with `stead logs`",
+                );
+                Some(go(self.fail(why), "the new release is measurably worse"))
+            }
+            _ => None,
+        }
+    }
+
+    fn rules(&self) -> Option<&manifest::Rollout> {
+        let spec = self.fleet.releases.get(&self.rollout.to.release)?;
+        Some(&spec.settings.rollout)
+    }
+
+    fn ordinals(&self) -> Vec<Ordinal> {
+        self.fleet.ordinals().collect()
+    }
+
+    fn images_here(&self) -> bool {
+        let spec = self.fleet.releases.get(&self.rollout.to.release);
+        spec.is_some_and(|spec| {
+            spec.images()
+                .all(|(image, _)| self.seen.images.get(image) == Some(&ImageSeen::Present))
+        })
+    }
+
+    /// Why a pull that failed fails the Rollout too. A failure from before is not its own, and
+    /// a registry that was away may be back at the next attempt.
+    fn pull_failure(&self) -> Option<UserError> {
+        let spec = self.fleet.releases.get(&self.rollout.to.release)?;
+        spec.images().find_map(|(image, _)| match self.seen.images.get(image)? {
+            ImageSeen::Failed { error, at, count } => {
+                let lasting = error.code != Code::RegistryUnavailable || *count >= START_ATTEMPTS;
+                (lasting && *at >= self.rollout.started).then(|| error.clone())
+            }
+            ImageSeen::Present => None,
+        })
+    }
+
+    /// Instances that the Rollout has reached.
+    fn scope(&self) -> Vec<Ordinal> {
+        let release = self.rollout.to.release;
+        let reached = |ordinal: &Ordinal| match (self.rollout.only, &self.rollout.phase) {
+            (Some(only), _) => only == *ordinal,
+            (None, Phase::Progressing { reach, .. }) => reach.covers(*ordinal),
+            (None, _) => self.fleet.wanted(*ordinal).is_some_and(|w| w.release == release),
+        };
+        self.fleet.ordinals().filter(reached).collect()
+    }
+
+    /// A restart of one Instance has nothing to go back to: it runs the same Release.
+    fn fail(&self, why: UserError) -> Phase {
+        if self.rollout.auto_rollback && self.rollout.only.is_none() {
+            self.rollout.give_up(why, self.now)
+        } else {
+            self.rollout.hold(why, self.now)
+        }
+    }
+
+    /// A failure of the new Revision that time will not heal.
+    fn trouble(&self) -> Option<UserError> {
+        if let Some(why) = self.pull_failure() {
+            return Some(why);
+        }
+        self.scope().into_iter().find_map(|ordinal| self.trouble_of(ordinal))
+    }
+
+    fn trouble_of(&self, ordinal: Ordinal) -> Option<UserError> {
+        let instance = self.seen.instances.get(&ordinal)?;
+        let revision = self.fleet.wanted(ordinal)?;
+        if let Some(exit) = self.ended_for_good(instance, revision) {
+            let why = instance.trouble.as_ref().filter(|trouble| trouble.revision == revision);
+            let why = why.map(|trouble| trouble.error.clone());
+            return Some(why.unwrap_or_else(|| ended(self.rollout, ordinal, exit)));
+        }
+        let all = instance.trouble.iter().chain(instance.sidecar_trouble.values());
+        all.filter(|trouble| trouble.revision == revision).find_map(|trouble| {
+            let lasting = trouble.count >= START_ATTEMPTS
+                || trouble.was_ready
+                || matches!(
+                    trouble.error.code,
+                    Code::NeverReady
+                        | Code::CannotStart
+                        | Code::DiskFull
+                        | Code::ImageRefused
+                        | Code::HookFailed
+                );
+            lasting.then(|| trouble.error.clone())
+        })
+    }
+
+    /// How what is wanted ended by itself, when it is not started again.
+    fn ended_for_good(&self, instance: &InstanceSeen, revision: Revision) -> Option<Exit> {
+        let spec = self.fleet.releases.get(&revision.release)?;
+        instance.mains().find_map(|container| match container.state {
+            ContainerState::Exited(exit) if container.revision == revision => {
+                (!exit.intended && !spec.runs_again_after(exit)).then_some(exit)
+            }
+            _ => None,
+        })
+    }
+
+    /// Instances in `scope` that run exactly what is wanted, and take traffic.
+    fn count_done(&self, scope: &[Ordinal]) -> u32 {
+        count(scope.iter().filter(|ordinal| self.is_done(**ordinal)).count())
+    }
+
+    fn is_done(&self, ordinal: Ordinal) -> bool {
+        let Some(revision) = self.fleet.wanted(ordinal) else { return false };
+        let spec = self.fleet.releases.get(&revision.release);
+        let (Some(instance), Some(spec)) = (self.seen.instances.get(&ordinal), spec) else {
+            return false;
+        };
+        let mut alive = instance.containers.iter().filter(|c| c.alive());
+        let well = |part: &Part| {
+            instance.of(part).any(|c| {
+                c.revision == revision && if part.is_main() { c.serves() } else { c.ready() }
+            })
+        };
+        spec.parts().all(|part| well(&part)) && alive.all(|c| c.revision == revision)
+    }
+
+    fn nothing_to_remove(&self) -> bool {
+        self.seen.instances.keys().all(|ordinal| self.fleet.wanted(*ordinal).is_some())
     }
 }
 
-/// A restart of one Instance has nothing to go back to: it runs the same Release.
-fn fail(rollout: &Rollout, why: UserError, now: Time) -> Phase {
-    if rollout.auto_rollback && rollout.only.is_none() {
-        rollout.give_up(why, now)
-    } else {
-        Phase::Held { at: now, why }
-    }
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 fn timed_out(rollout: &Rollout) -> UserError {
@@ -125,46 +377,6 @@ fn timed_out(rollout: &Rollout) -> UserError {
         format!("rollout {} made no progress for {}", rollout.number, rollout.deadline),
         "look at `stead status` and `stead logs`; raise rollout.progress_deadline if it needs longer",
     )
-}
-
-/// A failure of the new Revision that time will not heal.
-fn trouble(
-    rollout: &Rollout,
-    fleet: &Fleet,
-    seen: &FleetSeen,
-    scope: &[Ordinal],
-) -> Option<UserError> {
-    let image = image(rollout, fleet, seen);
-    if let Some(why) = image.and_then(|image| pull_failure(rollout, image)) {
-        return Some(why);
-    }
-    scope.iter().find_map(|ordinal| {
-        let instance = seen.instances.get(ordinal)?;
-        let revision = fleet.wanted(*ordinal)?;
-        let trouble = instance.trouble.as_ref().filter(|trouble| trouble.revision == revision);
-        if let Some(exit) = ended_for_good(instance, revision, fleet) {
-            let why = trouble.map(|trouble| trouble.error.clone());
-            return Some(why.unwrap_or_else(|| ended(rollout, *ordinal, exit)));
-        }
-        let trouble = trouble?;
-        let lasting = trouble.count >= START_ATTEMPTS
-            || matches!(
-                trouble.error.code,
-                Code::NeverReady | Code::CannotStart | Code::DiskFull | Code::ImageRefused
-            );
-        lasting.then(|| trouble.error.clone())
-    })
-}
-
-/// How what is wanted ended by itself, when it is not started again.
-fn ended_for_good(instance: &InstanceSeen, revision: Revision, fleet: &Fleet) -> Option<Exit> {
-    let spec = fleet.releases.get(&revision.release)?;
-    instance.containers.iter().find_map(|container| match container.state {
-        ContainerState::Exited(exit) if container.revision == revision => {
-            (!exit.intended && !spec.runs_again_after(exit)).then_some(exit)
-        }
-        _ => None,
-    })
 }
 
 fn ended(rollout: &Rollout, ordinal: Ordinal, exit: Exit) -> UserError {
@@ -177,23 +389,4 @@ fn ended(rollout: &Rollout, ordinal: Ordinal, exit: Exit) -> UserError {
         ),
         "an app serves until it is stopped; see why it ended with `stead logs`",
     )
-}
-
-/// Instances in `scope` that run exactly what is wanted, and take traffic.
-fn count_done(fleet: &Fleet, seen: &FleetSeen, scope: &[Ordinal]) -> u32 {
-    let done = |ordinal: &&Ordinal| match (seen.instances.get(ordinal), fleet.wanted(**ordinal)) {
-        (Some(instance), Some(revision)) => is_done(instance, revision),
-        _ => false,
-    };
-    u32::try_from(scope.iter().filter(done).count()).unwrap_or(u32::MAX)
-}
-
-fn is_done(instance: &InstanceSeen, revision: Revision) -> bool {
-    let mut alive = instance.containers.iter().filter(|c| c.alive());
-    let serves = alive.next().is_some_and(|c| c.revision == revision && c.serves());
-    serves && alive.next().is_none()
-}
-
-fn no_surplus(fleet: &Fleet, seen: &FleetSeen) -> bool {
-    seen.instances.keys().all(|ordinal| ordinal.0 < fleet.instances)
 }

@@ -19,6 +19,7 @@ pub use wanted::{Routing, Wanted, wanted};
 use crate::error::UserError;
 use crate::fleet::{Lineup, Revision};
 use crate::ids::{Ordinal, ReleaseNo, RolloutNo};
+use crate::manifest;
 use crate::time::{Micros, Time};
 
 /// What a person asked for.
@@ -255,6 +256,40 @@ impl Rollout {
     /// one is known.
     pub fn is_trial(&self) -> bool {
         self.from.is_some() && matches!(self.kind, RolloutKind::Deploy | RolloutKind::Config)
+    }
+
+    /// The phase in which Instances begin to change.
+    pub(crate) fn begin(
+        &self,
+        rules: Option<&manifest::Rollout>,
+        ordinals: &[Ordinal],
+        now: Time,
+    ) -> Phase {
+        let reach = match rules {
+            Some(rules) if self.is_trial() && self.only.is_none() => {
+                stage::reach_at(rules, 0, ordinals, &Reach::Of(BTreeSet::new()))
+            }
+            _ => Reach::All,
+        };
+        Phase::Progressing { batch: 0, reach, done: 0, since: now, gate: None }
+    }
+
+    /// The phase in which the next batch changes; `None` where there is none.
+    pub(crate) fn next_batch(
+        &self,
+        rules: Option<&manifest::Rollout>,
+        ordinals: &[Ordinal],
+        now: Time,
+    ) -> Option<Phase> {
+        let Phase::Progressing { batch, reach: already @ Reach::Of(_), done, .. } = &self.phase
+        else {
+            return None;
+        };
+        let batch = batch + 1;
+        let reach = rules.map_or(Reach::All, |rules| {
+            stage::reach_at(rules, batch, ordinals, already)
+        });
+        Some(Phase::Progressing { batch, reach, done: *done, since: now, gate: None })
     }
 
     /// The phase that follows when it is given up: back to where it came from, if there is

@@ -39,7 +39,7 @@ pub(super) async fn carry_out(worker: &Arc<Worker>, step: &Step) {
                 troubled(worker, *ordinal, None, *revision, error, None);
             }
         }
-        Step::Prepare { ordinal, revision } => {
+        Step::Prepare { ordinal, revision, .. } => {
             if let Err(error) = prepare(worker, *ordinal, *revision).await {
                 troubled(worker, *ordinal, None, *revision, error, None);
             }
@@ -54,6 +54,13 @@ pub(super) async fn carry_out(worker: &Arc<Worker>, step: &Step) {
         }
         Step::Discard { ordinal, container } => discard(worker, *ordinal, container).await,
         Step::RemoveSandbox { ordinal } => remove_sandbox(worker, *ordinal).await,
+        Step::Update { ordinal, revision, .. }
+        | Step::Thaw { ordinal, revision, .. }
+        | Step::Hook { ordinal, revision, .. } => {
+            let error = UserError::new(Code::NotBuilt, format!("{step} is not built"), "wait");
+            troubled(worker, *ordinal, None, *revision, error, None);
+        }
+        Step::Freeze { .. } => {}
     }
 }
 
@@ -378,7 +385,7 @@ async fn remove_sandbox(worker: &Worker, ordinal: Ordinal) {
         tracing::warn!(app = %worker.app, %ordinal, %error, "sandbox is not removed yet");
         // The reaper finishes it; what the planner waits for is that nothing runs in it.
         if !matches!(error, SandboxError::NotFound { .. }) {
-            let revision = Revision { release: stead_core::ids::ReleaseNo(0), run: 0 };
+            let revision = Revision { release: stead_core::ids::ReleaseNo(0), run: 0, since: 0 };
             troubled(worker, ordinal, None, revision, error.user(), None);
             return;
         }
@@ -402,7 +409,9 @@ pub(super) async fn crashed(worker: &Worker, id: &ContainerId, exit: Exit) {
                 ContainerState::Prepared => None,
                 ContainerState::Running { since, .. } => Some(since),
                 // Being stopped: the stop reports it.
-                ContainerState::Stopping { .. } | ContainerState::Exited(_) => return None,
+                ContainerState::Stopping { .. }
+                | ContainerState::Frozen { .. }
+                | ContainerState::Exited(_) => return None,
             };
             Some((ordinal, c.revision, since, c.traffic != TrafficState::Detached))
         })

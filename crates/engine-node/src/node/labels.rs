@@ -13,6 +13,7 @@ const ORDINAL: &str = "ordinal";
 const SHAPE: &str = "shape";
 const RELEASE: &str = "release";
 const RUN: &str = "run";
+const SINCE: &str = "since";
 const PORT: &str = "port";
 const IMAGE: &str = "image";
 
@@ -74,12 +75,14 @@ fn write_revision(revision: Revision) -> Labels {
     Labels::from([
         (RELEASE.into(), revision.release.to_string()),
         (RUN.into(), revision.run.to_string()),
+        (SINCE.into(), revision.since.to_string()),
     ])
 }
 
 fn read_revision(labels: &Labels) -> Option<Revision> {
     let release = labels.get(RELEASE)?.parse().ok()?;
-    Some(Revision { release, run: labels.get(RUN)?.parse().ok()? })
+    let since = labels.get(SINCE).map(|since| since.parse()).transpose().ok()?.unwrap_or(0);
+    Some(Revision { release, run: labels.get(RUN)?.parse().ok()?, since })
 }
 
 #[cfg(test)]
@@ -90,7 +93,7 @@ mod tests {
 
     #[test]
     fn labels_read_what_they_write() {
-        let revision = Revision { release: ReleaseNo(3), run: 7 };
+        let revision = Revision { release: ReleaseNo(3), run: 7, since: 5 };
         let sandbox = SandboxLabels {
             app: "default/web".parse().unwrap(),
             ordinal: Ordinal(2),

@@ -72,6 +72,10 @@ impl Model {
             }
             Step::Prepare { ordinal, .. } => Subject::Preparation(*ordinal),
             Step::Start { ordinal, container }
+            | Step::Update { ordinal, container, .. }
+            | Step::Freeze { ordinal, container }
+            | Step::Thaw { ordinal, container, .. }
+            | Step::Hook { ordinal, container, .. }
             | Step::Attach { ordinal, container }
             | Step::Detach { ordinal, container, .. }
             | Step::Stop { ordinal, container, .. }
@@ -138,12 +142,7 @@ impl Model {
 
     pub(super) fn prepared(&mut self, ordinal: Ordinal, id: ContainerId, revision: Revision) {
         let Some(instance) = self.seen.instances.get_mut(&ordinal) else { return };
-        instance.containers.push(ContainerSeen {
-            id,
-            revision,
-            state: ContainerState::Prepared,
-            traffic: TrafficState::Detached,
-        });
+        instance.containers.push(ContainerSeen::prepared(id, Part::Main, Slot::A, revision));
     }
 
     pub(super) fn running(&mut self, id: &ContainerId, since: Time) {
@@ -244,7 +243,7 @@ impl Model {
         if ran.is_some() {
             instance.crashes += 1;
         }
-        instance.trouble = Some(Trouble { revision, error, at: now, count });
+        instance.trouble = Some(Trouble { revision, error, at: now, count, was_ready: false });
     }
 
     /// Forgets trouble that is over: a Container started since has been well for a while. Gives

@@ -68,7 +68,8 @@ fn take_over(shared: &Shared, model: &mut Model, labels: &SandboxLabels, sandbox
         if let Some(port) = known.port {
             model.ports.insert(id.clone(), port);
         }
-        instance.containers.push(ContainerSeen { id, revision: known.revision, state, traffic });
+        let prepared = ContainerSeen::prepared(id, Part::Main, Slot::A, known.revision);
+        instance.containers.push(ContainerSeen { state, traffic, ..prepared });
     }
     model.seen.instances.insert(labels.ordinal, instance);
     model.sandboxes.insert(labels.ordinal, sandbox.clone());
@@ -91,7 +92,7 @@ fn state(
         ViewState::Prepared => ContainerState::Prepared,
         ViewState::Running { started, .. } => {
             let release = fleet.and_then(|fleet| fleet.releases.get(&revision.release));
-            let timeout = release.map_or(Micros(0), ReleaseSpec::startup_timeout);
+            let timeout = release.map_or(Micros(0), |release| release.startup_timeout(&Part::Main));
             let health = if was_open(shared, &ContainerId(view.id.clone())) {
                 Health::Ready
             } else if now() < *started + timeout {

@@ -144,7 +144,8 @@ async fn a_restart_of_one_touches_one(stage: &mut Stage) -> Verdict {
     let mut fleet = stage.fleet(1, 3, (1, 1), &releases);
     let before = stage.settle(&fleet).await?;
     fleet.generation = Generation(2);
-    fleet.reruns.insert(Ordinal(1), 2);
+    let again = Revision { release: ReleaseNo(1), run: 2, since: 2 };
+    fleet.lineup = fleet.lineup.map(|lineup| lineup.with([Ordinal(1)], again));
     let after = stage.settle(&fleet).await?;
     for untouched in [0, 2] {
         let ordinal = Ordinal(untouched);
@@ -170,7 +171,7 @@ async fn an_undo_brings_the_old_revision_back(stage: &mut Stage) -> Verdict {
     ];
     stage.settle(&stage.fleet(1, 3, (1, 1), &releases)).await?;
     stage.apply(&stage.fleet(2, 3, (2, 2), &releases)).await?;
-    let new = Revision { release: ReleaseNo(2), run: 2 };
+    let new = Revision { release: ReleaseNo(2), run: 2, since: 2 };
     stage
         .until("one instance runs the new revision", |seen| {
             seen.instances.values().any(|i| i.serving().is_some_and(|c| c.revision == new))

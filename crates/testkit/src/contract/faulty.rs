@@ -13,7 +13,7 @@ use stead_core::engine::{
     LogQuery, PullProgress, Traffic, Usage,
 };
 use stead_core::event::{Event, Events, Fact};
-use stead_core::fleet::{ContainerState, Fleet, FleetSeen, Health};
+use stead_core::fleet::{ContainerState, Fleet, FleetSeen, Health, Lineup};
 use stead_core::ids::{ContainerId, Digest, Ordinal};
 use stead_core::manifest::Strategy;
 use stead_core::name::AppKey;
@@ -121,14 +121,16 @@ impl FaultyEngine {
             Defect::AlwaysRecreates => with_strategy(&mut fleet, Strategy::Recreate),
             Defect::NeverRecreates => with_strategy(&mut fleet, Strategy::InPlace),
             Defect::Restless => {
-                if let Some(target) = &mut fleet.target {
-                    target.run += *times - 1;
+                if let Some(lineup) = &mut fleet.lineup {
+                    lineup.base.run += *times - 1;
+                    lineup.base.since = lineup.base.run;
                 }
             }
             Defect::RestartsAll => {
-                let highest = fleet.reruns.values().copied().max().unwrap_or(0);
-                if let Some(target) = &mut fleet.target {
-                    target.run = target.run.max(highest);
+                if let Some(lineup) = &mut fleet.lineup
+                    && let Some(again) = lineup.each.values().copied().max()
+                {
+                    *lineup = Lineup::all(again);
                 }
             }
             Defect::KeepsSurplus => {
@@ -136,7 +138,7 @@ impl FaultyEngine {
                 fleet.instances = fleet.instances.max(most);
             }
             Defect::CannotUndo => {
-                let run = |fleet: &Fleet| fleet.target.map_or(0, |target| target.run);
+                let run = |fleet: &Fleet| fleet.lineup.as_ref().map_or(0, |lineup| lineup.base.run);
                 if before.as_ref().is_some_and(|before| run(before) > run(&fleet)) {
                     return None;
                 }
@@ -223,7 +225,7 @@ impl Road {
         }
         done.push(container.clone());
         let revision =
-            stead_core::fleet::Revision { release: stead_core::ids::ReleaseNo(1), run: 1 };
+            stead_core::fleet::Revision { release: stead_core::ids::ReleaseNo(1), run: 1, since: 1 };
         let backend = Backend { container, instance, revision, addr };
         let (witness, app) = (self.witness.clone(), app.clone());
         tokio::spawn(async move { witness.attach(&app, backend).await });

@@ -130,7 +130,7 @@ impl Stage {
 
     /// Looks until the engine has reached the Fleet, and only that.
     pub(super) async fn reach(&mut self, fleet: &Fleet) -> Result<FleetSeen, String> {
-        let what = format!("{} instances of {:?}", fleet.instances, fleet.target);
+        let what = format!("{} instances of {:?}", fleet.instances, fleet.lineup);
         self.until(&what, |seen| reached(fleet, seen)).await
     }
 

@@ -1,9 +1,9 @@
 //! Fleets for tests, written in one line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use stead_core::fleet::{Fleet, ReleaseSpec, Revision};
+use stead_core::fleet::{Fleet, Lineup, ReleaseSpec, Revision};
 use stead_core::ids::{Digest, Generation, ReleaseNo};
 use stead_core::manifest::{Check, Manifest, Span, Startup};
 use stead_core::name::{AppKey, AppName};
@@ -36,12 +36,13 @@ pub fn settings(app: &AppKey, reference: &str) -> Manifest {
 pub fn release(settings: Manifest) -> ReleaseSpec {
     let reference = settings.source.clone();
     let image = digest_of(&reference);
-    ReleaseSpec { image, reference, settings: Arc::new(settings) }
+    ReleaseSpec { image, reference, sidecars: BTreeMap::new(), settings: Arc::new(settings) }
 }
 
 /// Like [`release`], with an image that was resolved before.
 pub fn release_of(settings: Manifest, image: Digest) -> ReleaseSpec {
-    ReleaseSpec { image, reference: settings.source.clone(), settings: Arc::new(settings) }
+    let reference = settings.source.clone();
+    ReleaseSpec { image, reference, sidecars: BTreeMap::new(), settings: Arc::new(settings) }
 }
 
 /// A Fleet that runs `target` in `instances` Instances.
@@ -52,12 +53,17 @@ pub fn fleet(
     target: (u32, u32),
     releases: &[(u32, ReleaseSpec)],
 ) -> Fleet {
+    // Another run means a restart.
+    let revision = Revision { release: ReleaseNo(target.0), run: target.1, since: target.1 };
     Fleet {
         app: app.clone(),
         generation: Generation(generation),
         instances,
-        target: Some(Revision { release: ReleaseNo(target.0), run: target.1 }),
-        reruns: BTreeMap::new(),
+        absent: BTreeSet::new(),
+        lineup: Some(Lineup::all(revision)),
+        heading: Some(revision),
+        surge: 0,
+        paused: false,
         releases: releases.iter().map(|(n, spec)| (ReleaseNo(*n), spec.clone())).collect(),
     }
 }

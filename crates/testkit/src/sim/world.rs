@@ -303,7 +303,7 @@ impl World {
     /// What cannot become ready must never count as done.
     fn wrong_end(&self, phase: &Phase) -> Option<String> {
         let fleet = self.desk.stored()?.wanted().fleet;
-        let reference = &fleet.target_spec().filter(|_| fleet.instances > 0)?.reference;
+        let reference = &fleet.heading_spec().filter(|_| fleet.instances > 0)?.reference;
         let script = script(reference);
         let can_serve =
             script.starts && script.ready_after.is_some() && script.pull_fails.is_none();
@@ -358,7 +358,7 @@ impl World {
             }
             return self.soon(Due::Forget { epoch });
         }
-        let found = advance(&stored.app, &wanted.fleet, &seen, now);
+        let found = advance(&stored.app, &wanted.fleet, &seen, None, now);
         if let Some(phase) = found.phase {
             return self.soon(Due::Enter { epoch, loaded: stored.app.generation, phase });
         }
@@ -487,13 +487,13 @@ impl World {
             stored.releases.get(release).is_some_and(|spec| script(&spec.reference).works())
         };
         let steps = plan(&fleet, &seen, self.now).steps;
-        let target_works = fleet.target.is_none_or(|target| works(&target.release));
+        let target_works = fleet.heading.is_none_or(|target| works(&target.release));
         let all_work = fleet.releases.keys().all(works);
         if all_work && !steps.is_empty() {
             return Some(format!("the plan is not empty: {steps:?}"));
         }
         let serving = seen.instances.keys().filter(|ordinal| seen.serves(**ordinal)).count();
-        if target_works && fleet.target.is_some() && serving != fleet.instances as usize {
+        if target_works && fleet.lineup.is_some() && serving != fleet.instances as usize {
             return Some(format!("{serving} of {} instances serve", fleet.instances));
         }
         let active = stored.app.active()?;

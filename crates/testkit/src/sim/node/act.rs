@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use stead_core::engine::Backend;
 use stead_core::event::{Fact, PhaseName};
 use stead_core::fleet::{
-    ContainerSeen, ContainerState, Exit, Fleet, Health, ImageSeen, ReleaseSpec, Revision,
-    SandboxSeen, Step, TrafficState,
+    ContainerSeen, ContainerState, Exit, Fleet, Health, HookSeen, ImageSeen, Part, ReleaseSpec,
+    Revision, SandboxSeen, Slot, Step, TrafficState,
 };
 use stead_core::ids::{ContainerId, Digest, Ordinal, ReleaseNo, SandboxId};
 use stead_core::name::AppKey;
@@ -136,13 +136,33 @@ impl Node {
                 });
                 self.timed(app, *ordinal, None, PhaseName::Network, flight.begun);
             }
-            Step::Prepare { ordinal, revision } => {
-                self.prepared(app, *ordinal, *revision);
+            Step::Prepare { ordinal, part, revision, slot } => {
+                self.prepared(app, *ordinal, part.clone(), *revision, *slot);
                 self.timed(app, *ordinal, None, PhaseName::Prepare, flight.begun);
             }
             Step::Start { ordinal, container } => {
                 self.started(app, *ordinal, container);
                 self.timed(app, *ordinal, Some(container), PhaseName::Start, flight.begun);
+            }
+            Step::Update { container, revision, .. } => {
+                if let Some(container) = self.container_mut(app, container) {
+                    container.revision = *revision;
+                }
+            }
+            Step::Freeze { container, .. } => {
+                self.set_state(app, container, ContainerState::Frozen { since: now });
+            }
+            Step::Thaw { container, revision, .. } => {
+                let state = ContainerState::Running { since: now, health: Health::Ready };
+                if let Some(container) = self.container_mut(app, container) {
+                    container.revision = *revision;
+                }
+                self.set_state(app, container, state);
+            }
+            Step::Hook { container, hook, revision, .. } => {
+                if let Some(container) = self.container_mut(app, container) {
+                    container.hooks.push(HookSeen { hook: *hook, run: revision.run });
+                }
             }
             Step::Discard { ordinal, container } => {
                 let Some(held) = self.apps.get_mut(app) else { return };
@@ -182,7 +202,14 @@ impl Node {
         self.event(app, None, None, Fact::Trouble { error });
     }
 
-    fn prepared(&mut self, app: &AppKey, ordinal: Ordinal, revision: Revision) {
+    fn prepared(
+        &mut self,
+        app: &AppKey,
+        ordinal: Ordinal,
+        part: Part,
+        revision: Revision,
+        slot: Slot,
+    ) {
         self.serial += 1;
         let id = ContainerId(format!("c-{}", self.serial));
         let Some(reference) = self.spec(app, revision).map(|spec| spec.reference.clone()) else {
@@ -193,12 +220,7 @@ impl Node {
         let script = script(&reference);
         let process = Process { script, started: false, ready_at: None, may_get_requests: false };
         held.processes.insert(id.clone(), process);
-        instance.containers.push(ContainerSeen {
-            id,
-            revision,
-            state: ContainerState::Prepared,
-            traffic: TrafficState::Detached,
-        });
+        instance.containers.push(ContainerSeen::prepared(id, part, slot, revision));
     }
 
     fn started(&mut self, app: &AppKey, ordinal: Ordinal, id: &ContainerId) {
@@ -260,6 +282,10 @@ fn subject(fleet: &Fleet, step: &Step) -> Option<Subject> {
         }
         Step::Prepare { ordinal, .. } => Subject::Preparation(*ordinal),
         Step::Start { ordinal, container }
+        | Step::Update { ordinal, container, .. }
+        | Step::Freeze { ordinal, container }
+        | Step::Thaw { ordinal, container, .. }
+        | Step::Hook { ordinal, container, .. }
         | Step::Attach { ordinal, container }
         | Step::Detach { ordinal, container, .. }
         | Step::Stop { ordinal, container, .. }

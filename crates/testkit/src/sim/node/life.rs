@@ -85,7 +85,9 @@ impl Node {
         let (intended, ran) = match container.state {
             ContainerState::Running { since, .. } => (false, Some(now.since(since))),
             ContainerState::Stopping { .. } => (true, None),
-            ContainerState::Prepared | ContainerState::Exited(_) => return,
+            ContainerState::Prepared
+            | ContainerState::Frozen { .. }
+            | ContainerState::Exited(_) => return,
         };
         let (revision, attached) =
             (container.revision, container.traffic == TrafficState::Attached);
@@ -142,7 +144,7 @@ impl Node {
         if ran.is_some() {
             instance.crashes += 1;
         }
-        instance.trouble = Some(Trouble { revision, error: error.clone(), at: now, count });
+        instance.trouble = Some(Trouble { revision, error: error.clone(), at: now, count, was_ready: false });
         self.event(app, Some(ordinal), None, Fact::Trouble { error });
     }
 }
