@@ -205,6 +205,7 @@ impl Entry {
             },
             protocol,
             stopped: routing.stopped,
+            ..AppRoutes::default()
         })
     }
 }
