@@ -1,12 +1,15 @@
 //! Batches: in which steps the Instances change, and who is served by the new Release
 //! meanwhile.
 
+use std::str::FromStr;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::health::described_by;
 use super::matching::Match;
+use super::problem::BadValue;
 use super::quantity::{Amount, Pause};
 use super::rollout::Rollout;
 
@@ -24,6 +27,19 @@ pub enum Batches {
 impl Default for Batches {
     fn default() -> Self {
         Self::Count(1)
+    }
+}
+
+impl FromStr for Batches {
+    type Err = BadValue;
+
+    /// Reads what a command line says: `4`, or sizes such as `1,25%,100%`.
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        if let Ok(count) = text.parse() {
+            return Ok(Self::Count(count));
+        }
+        let sizes = text.split(',').map(|size| size.trim().parse().map(Batch::of));
+        sizes.collect::<Result<_, _>>().map(Self::List)
     }
 }
 
