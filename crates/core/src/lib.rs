@@ -3,6 +3,7 @@
 //! Everything here decides from its arguments alone: no clock, file, socket, thread or
 //! randomness. The other crates do what this one decided.
 
+pub mod analysis;
 pub mod api;
 pub mod app;
 pub mod engine;

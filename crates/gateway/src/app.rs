@@ -8,13 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
+use stead_core::ids::ReleaseNo;
 use stead_core::name::AppKey;
 use stead_core::routes::{FailReason, ParkPolicy};
 
 use crate::backend::{Backend, Claim, Hint, Hints};
 use crate::ledger::AppCounters;
 use crate::park::{Park, Place};
+use crate::rules::Carried;
 use crate::split::Shares;
+use crate::sticky;
 
 /// Between two trials of a Backend that refused a connection: from the first to the last.
 const TRIAL_PACE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
@@ -23,7 +27,11 @@ const TRIAL_PACE: (Duration, Duration) = (Duration::from_millis(2), Duration::fr
 #[derive(Default)]
 pub(crate) struct View {
     pub(crate) shares: Shares,
+    /// Under which its hosts have paths, the longest first, without trailing slash.
+    pub(crate) prefixes: Vec<Box<str>>,
     pub(crate) park: ParkPolicy,
+    /// Its counters are reported more often than those of others.
+    pub(crate) watched: bool,
     pub(crate) state: AppState,
 }
 
@@ -47,8 +55,10 @@ pub(crate) struct App {
     hints: Hints,
 }
 
-/// How long a request may wait for its claims, and how long it has.
+/// How long a request may wait for its claims, how long it has, and whom it would like.
 pub(crate) struct Wait {
+    /// The Release that its client has met, where that matters.
+    met: Option<ReleaseNo>,
     /// When the request is given up.
     deadline: Instant,
     /// For how many bytes it counts.
@@ -95,6 +105,11 @@ impl App {
         self.counters.in_flight.load(Relaxed)
     }
 
+    /// Whether its counters are reported more often than those of others.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.view.load().watched
+    }
+
     /// Requests that wait.
     pub(crate) fn parked(&self) -> usize {
         self.park.waiting()
@@ -106,15 +121,36 @@ impl App {
     }
 
     /// The wait of a request that arrived at `now`, which `bytes` may be held for.
-    pub(crate) fn wait(&self, now: Instant, bytes: u64) -> Wait {
-        let longest = Duration::from_millis(self.view.load().park.max_wait_ms);
-        Wait { deadline: now + longest, bytes, tries: 0, parked: Duration::ZERO }
+    pub(crate) fn wait(&self, now: Instant, bytes: u64, carried: &Carried<'_>) -> Wait {
+        let view = self.view.load();
+        let met = view.shares.sticky().and_then(|_| sticky::met(carried.headers));
+        let longest = Duration::from_millis(view.park.max_wait_ms);
+        Wait { met, deadline: now + longest, bytes, tries: 0, parked: Duration::ZERO }
+    }
+
+    /// What makes the client of a request for `path`, which `release` has answered, stay with
+    /// it; `None` when it does already, or need not.
+    pub(crate) fn keep_client(
+        &self,
+        wait: &Wait,
+        release: ReleaseNo,
+        path: &str,
+        tls: bool,
+    ) -> Option<HeaderValue> {
+        let view = self.view.load();
+        let age = view.shares.sticky().filter(|_| wait.met != Some(release))?;
+        let prefix = view.prefixes.iter().find(|prefix| path.starts_with(&***prefix));
+        Some(sticky::keep(release, age, prefix.map_or("", |prefix| prefix), tls))
     }
 
     /// A claim on a Backend, after waiting for one if need be.
     ///
     /// A request whose Backend refused it comes here again, until its deadline.
-    pub(crate) async fn claim(&self, wait: &mut Wait) -> Result<Claim, FailReason> {
+    pub(crate) async fn claim(
+        &self,
+        wait: &mut Wait,
+        carried: &Carried<'_>,
+    ) -> Result<Claim, FailReason> {
         if wait.tries > 0 && Instant::now() >= wait.deadline {
             return Err(FailReason::ParkTimeout);
         }
@@ -123,22 +159,28 @@ impl App {
         if self.park.waiting() == 0 {
             let view = self.view.load();
             check(view.state)?;
-            if let Some(claim) = view.shares.claim() {
+            if let Some(claim) = view.shares.claim(carried, wait.met) {
                 return Ok(claim);
             }
         }
         let began = Instant::now();
-        let claim = self.queue(wait, began).await;
+        let claim = self.queue(wait, carried, began).await;
         wait.parked += began.elapsed();
         claim
     }
 
-    async fn queue(&self, wait: &Wait, now: Instant) -> Result<Claim, FailReason> {
+    async fn queue(
+        &self,
+        wait: &Wait,
+        carried: &Carried<'_>,
+        now: Instant,
+    ) -> Result<Claim, FailReason> {
         let place = match self.enter_queue(wait, now) {
             Ok(place) => place,
             // Passing those who wait is better than being refused while there is a Backend.
             Err(FailReason::ParkFull) => {
-                return self.view.load().shares.claim().ok_or(FailReason::ParkFull);
+                let claim = self.view.load().shares.claim(carried, wait.met);
+                return claim.ok_or(FailReason::ParkFull);
             }
             Err(reason) => return Err(reason),
         };
@@ -148,7 +190,7 @@ impl App {
                 .map_err(|_| FailReason::ParkTimeout)?;
             let view = self.view.load();
             check(view.state)?;
-            if let Some(claim) = view.shares.claim() {
+            if let Some(claim) = view.shares.claim(carried, wait.met) {
                 self.park.gap_ended();
                 return Ok(claim);
             }

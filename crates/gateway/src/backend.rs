@@ -38,6 +38,8 @@ pub(crate) struct Backend {
     pub(crate) protocol: Protocol,
     pub(crate) counters: Arc<ReleaseCounters>,
     pub(crate) pool: Pool,
+    /// When it opened, if that was seen: it may have to start slowly.
+    pub(crate) opened: Option<Instant>,
     addr: SocketAddr,
     mark: Option<u32>,
     gate: Gate,
@@ -51,6 +53,7 @@ impl Backend {
         spec: &routes::Backend,
         protocol: Protocol,
         counters: Arc<ReleaseCounters>,
+        opened: Option<Instant>,
         hints: Hints,
     ) -> Self {
         Self {
@@ -60,6 +63,7 @@ impl Backend {
             protocol,
             counters,
             pool: Pool::default(),
+            opened,
             addr: spec.addr,
             mark: spec.mark,
             gate: Gate::new(),
@@ -126,6 +130,9 @@ impl Backend {
         }
         .map_err(io::Error::other)?;
         self.pool.share(&upstream);
+        if self.is_closed() {
+            self.pool.clear(); // it closed in between, and could not see this one
+        }
         Ok(upstream)
     }
 

@@ -57,6 +57,11 @@ impl Exchange {
         &self.app
     }
 
+    /// The path that was asked for.
+    pub(crate) fn path(&self) -> &str {
+        self.record.uri.path()
+    }
+
     pub(crate) fn limits(&self) -> &Limits {
         &self.shared.limits
     }

@@ -23,6 +23,8 @@ use crate::ledger::Outcome;
 use crate::listen::Client;
 use crate::refuse;
 use crate::reply::{Download, Reply};
+use crate::rules::Carried;
+use crate::table::Unrouted;
 use crate::upload::Upload;
 use crate::upstream::{Line, SendError};
 
@@ -57,21 +59,25 @@ async fn route(client: &Arc<Client>, mut request: Request<Incoming>) -> Response
     let client_upgrade =
         wanted_upgrade(&request).map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
 
-    if !shared.routes.table().loaded && !Box::pin(shared.await_table()).await {
-        let text = "The gateway has no route table yet. Try again in a moment.";
-        let mut response = turn_away(client, &request, StatusCode::SERVICE_UNAVAILABLE, text);
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        return response;
+    let name = host.to_str().unwrap_or_default();
+    let mut found = shared.routes.find(name, request.uri().path());
+    if let Err(Unrouted::NoTable) = found
+        && Box::pin(shared.await_table()).await
+    {
+        found = shared.routes.find(name, request.uri().path());
     }
-    let app = {
-        let name = host.to_str().unwrap_or_default();
-        match shared.routes.table().hosts.find(name, request.uri().path()) {
-            Some(app) => app.clone(),
-            None => {
-                let text =
-                    format!("No app is routed at {}{}.", normal_host(name), request.uri().path());
-                return turn_away(client, &request, StatusCode::NOT_FOUND, &text);
-            }
+    let app = match found {
+        Ok(app) => app,
+        Err(Unrouted::NoTable) => {
+            let text = "The gateway has no route table yet. Try again in a moment.";
+            let mut response = turn_away(client, &request, StatusCode::SERVICE_UNAVAILABLE, text);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            return response;
+        }
+        Err(Unrouted::NoApp) => {
+            let text =
+                format!("No app is routed at {}{}.", normal_host(name), request.uri().path());
+            return turn_away(client, &request, StatusCode::NOT_FOUND, &text);
         }
     };
 
@@ -97,7 +103,7 @@ async fn route(client: &Arc<Client>, mut request: Request<Incoming>) -> Response
     parts.extensions.clear();
     let request = Request::from_parts(parts, body);
 
-    let answer = match send(&mut exchange, request, &host, held).await {
+    let answer = match send(&mut exchange, request, &host, held, client.tls).await {
         Ok(answer) => answer,
         Err(Failure::Reason(reason)) => return fail(exchange, reason),
         Err(Failure::ClientGone) => {
@@ -123,13 +129,14 @@ async fn send(
     mut request: Request<Upload>,
     host: &HeaderValue,
     held: u64,
+    tls: bool,
 ) -> Result<Answer, Failure> {
     let app = exchange.app().clone();
     let (connect_time, response_time) =
         (exchange.limits().connect_time, exchange.limits().response_time);
-    let mut wait = app.wait(Instant::now(), held);
+    let mut wait = app.wait(Instant::now(), held, &carried(&request));
     loop {
-        let claim = app.claim(&mut wait).await.map_err(Failure::Reason)?;
+        let claim = app.claim(&mut wait, &carried(&request)).await.map_err(Failure::Reason)?;
         let backend = exchange.claimed(claim, wait.parked, wait.tries).backend().clone();
         let pooled = backend.pool.take(Instant::now());
         let fresh = pooled.is_none();
@@ -154,8 +161,12 @@ async fn send(
                 .map_err(|_| Failure::Reason(FailReason::ResponseTimeout))?,
         };
         match sent {
-            Ok((response, line)) => {
+            Ok((mut response, line)) => {
                 exchange.answered(response.status());
+                if let Some(cookie) = app.keep_client(&wait, backend.release, exchange.path(), tls)
+                {
+                    response.headers_mut().append(header::SET_COOKIE, cookie);
+                }
                 return Ok((response, line));
             }
             Err(SendError::Unsent(unsent)) => {
@@ -168,6 +179,11 @@ async fn send(
             Err(SendError::Failed(error)) => return Err(classify(exchange, &error)),
         }
     }
+}
+
+/// What rules look at of a request.
+fn carried(request: &Request<Upload>) -> Carried<'_> {
+    Carried { headers: request.headers(), query: request.uri().query() }
 }
 
 /// Who is to blame for a request that was sent and not answered.

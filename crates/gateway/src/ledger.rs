@@ -64,8 +64,35 @@ pub(crate) struct ReleaseCounters {
     in_flight: AtomicU64,
     outcomes: OutcomeCounters,
     answered: [AtomicU64; 5],
-    latency: [AtomicU64; LATENCY_BOUNDS_MICROS.len() + 1],
-    latency_sum: AtomicU64,
+    latency: Histogram,
+}
+
+#[derive(Debug)]
+struct Histogram {
+    buckets: [AtomicU64; LATENCY_BOUNDS_MICROS.len() + 1],
+    sum_micros: AtomicU64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { buckets: std::array::from_fn(|_| AtomicU64::new(0)), sum_micros: AtomicU64::new(0) }
+    }
+}
+
+impl Histogram {
+    fn count(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let bucket = LATENCY_BOUNDS_MICROS.partition_point(|bound| *bound < micros);
+        self.buckets[bucket].fetch_add(1, Relaxed);
+        self.sum_micros.fetch_add(micros, Relaxed);
+    }
+
+    fn read(&self) -> Latency {
+        Latency {
+            buckets: self.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect(),
+            sum_micros: self.sum_micros.load(Relaxed),
+        }
+    }
 }
 
 impl ReleaseCounters {
@@ -88,10 +115,7 @@ impl ReleaseCounters {
     pub(crate) fn answered(&self, status: http::StatusCode, time: Duration) {
         let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
         self.answered[class].fetch_add(1, Relaxed);
-        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let bucket = LATENCY_BOUNDS_MICROS.partition_point(|bound| *bound < micros);
-        self.latency[bucket].fetch_add(1, Relaxed);
-        self.latency_sum.fetch_add(micros, Relaxed);
+        self.latency.count(time);
     }
 
     /// It ended.
@@ -111,10 +135,7 @@ impl ReleaseCounters {
             in_flight: self.in_flight.load(Relaxed),
             outcomes: self.outcomes.read(),
             answered: std::array::from_fn(|class| self.answered[class].load(Relaxed)),
-            latency: Latency {
-                buckets: self.latency.iter().map(|bucket| bucket.load(Relaxed)).collect(),
-                sum_micros: self.latency_sum.load(Relaxed),
-            },
+            latency: self.latency.read(),
         }
     }
 }
@@ -196,7 +217,7 @@ mod tests {
     #[test]
     fn times_fall_into_their_bucket() {
         let release = ReleaseCounters::default();
-        for micros in [1, 500, 501, 40_000_000] {
+        for micros in [1, 100, 101, 40_000_000] {
             release.answered(http::StatusCode::OK, Duration::from_micros(micros));
         }
         let latency = release.read(ReleaseNo(1)).latency;

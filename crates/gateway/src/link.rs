@@ -16,11 +16,11 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use crate::backend::Hint;
 use crate::gateway::{Known, Phase, Shared};
-use crate::report::report;
+use crate::report::{report, watched};
 
 /// Between two attempts to connect: from the first to the last.
 const PACE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(200));
@@ -69,8 +69,8 @@ async fn talk(
 ) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
-    let mut tick = interval(REPORT_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut tick = paced(REPORT_EVERY);
+    let mut quick: Option<Interval> = None;
     let hello = ToServe::Hello {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -88,6 +88,10 @@ async fn talk(
                     continue;
                 }
                 say(&mut write, &ToServe::Ack { generation: shared.routes.generation() }).await?;
+                let every = shared.routes.report_every().filter(|every| *every < REPORT_EVERY);
+                if every != quick.as_ref().map(Interval::period) {
+                    quick = every.map(paced);
+                }
                 if !greeted {
                     greeted = true;
                     shared.known.send_replace(Known::Acknowledged);
@@ -100,11 +104,28 @@ async fn talk(
                 }
             }
             _ = tick.tick() => say(&mut write, &ToServe::Report(report(shared))).await?,
+            () = next_tick(&mut quick) => {
+                say(&mut write, &ToServe::Report(watched(shared))).await?;
+            }
             () = shared.reached(Phase::Cut) => {
                 // The last word: everything that was in flight has ended.
                 return say(&mut write, &ToServe::Report(report(shared))).await;
             }
         }
+    }
+}
+
+fn paced(every: Duration) -> Interval {
+    let mut tick = interval(every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick
+}
+
+/// Never, when there is none.
+async fn next_tick(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
     }
 }
 

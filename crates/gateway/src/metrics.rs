@@ -163,6 +163,12 @@ fn page(shared: &Shared) -> String {
     std::mem::take(page)
 }
 
+/// The bounds that are shown: each is a series of its own per Release.
+const SHOWN_MICROS: [u64; 15] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000, 31_500_000,
+];
+
 fn latency(page: &mut String, apps: &[AppReport]) {
     const NAME: &str = "stead_response_seconds";
     let help = "From sending a request to the head of the App's response.";
@@ -173,9 +179,13 @@ fn latency(page: &mut String, apps: &[AppReport]) {
             let mut sum = 0;
             for (index, count) in release.latency.buckets.iter().enumerate() {
                 sum += count;
-                let bound = LATENCY_BOUNDS_MICROS
-                    .get(index)
-                    .map_or("+Inf".to_owned(), |bound| (*bound as f64 / 1e6).to_string());
+                let bound = match LATENCY_BOUNDS_MICROS.get(index) {
+                    None => "+Inf".to_owned(),
+                    Some(bound) if SHOWN_MICROS.contains(bound) => {
+                        (*bound as f64 / 1e6).to_string()
+                    }
+                    Some(_) => continue,
+                };
                 let _ = writeln!(page, "{NAME}_bucket{{{labels},le=\"{bound}\"}} {sum}");
             }
             let seconds = release.latency.sum_micros as f64 / 1e6;

@@ -4,11 +4,11 @@
 //! and from then on no drained Backend grants a claim; Apps and Backends live on over
 //! generations, with their queues, gates and connections.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::ArcSwap;
 use stead_core::ids::{ContainerId, Generation};
 use stead_core::name::AppKey;
 use stead_core::routes::{
@@ -20,12 +20,27 @@ use crate::app::{App, AppState, View};
 use crate::backend::{Backend, Hints};
 use crate::split::Shares;
 
+/// Containers that are remembered when they are gone.
+const VETERANS: usize = 1_024;
+
+/// Between two reports at least, whatever is asked for.
+const SHORTEST_REPORT: Duration = Duration::from_millis(50);
+
 /// What a request is routed by.
 #[derive(Default)]
-pub(crate) struct Table {
+struct Table {
     /// A route table was received or loaded.
-    pub(crate) loaded: bool,
-    pub(crate) hosts: HostIndex<Arc<App>>,
+    loaded: bool,
+    hosts: HostIndex<Arc<App>>,
+}
+
+/// Why a request belongs to no App.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unrouted {
+    /// No App has its host and path.
+    NoApp,
+    /// No route table was received or loaded yet.
+    NoTable,
 }
 
 /// The route table in force, and everything that outlives a generation.
@@ -46,6 +61,9 @@ struct World {
     /// Apps that are routed, and those that are gone while requests of theirs are not.
     apps: BTreeMap<AppKey, Arc<App>>,
     backends: HashMap<ContainerId, Arc<Backend>>,
+    /// Containers that were open and are forgotten, the last of them: one that comes back, as
+    /// after it was frozen, has been warm.
+    veterans: VecDeque<ContainerId>,
 }
 
 impl Routes {
@@ -59,9 +77,11 @@ impl Routes {
         }
     }
 
-    /// What requests are routed by now.
-    pub(crate) fn table(&self) -> Guard<Arc<Table>> {
-        self.table.load()
+    /// The App that a request for `path` at `host` belongs to now.
+    pub(crate) fn find(&self, host: &str, path: &str) -> Result<Arc<App>, Unrouted> {
+        let table = self.table.load();
+        let unrouted = if table.loaded { Unrouted::NoApp } else { Unrouted::NoTable };
+        table.hosts.find(host, path).cloned().ok_or(unrouted)
     }
 
     /// Waits until there is a table.
@@ -90,13 +110,13 @@ impl Routes {
         };
         let hosts_before = one.as_ref().map(|key| world.hosts(key));
         world.routes.apply(change)?;
-        world.loaded = true;
+        let first = !std::mem::replace(&mut world.loaded, true);
         let keys = match &one {
             Some(key) => vec![key.clone()],
             None => world.routes.apps.keys().chain(world.apps.keys()).cloned().collect(),
         };
         for key in &keys {
-            world.renew(key, &self.hints);
+            world.renew(key, first, &self.hints);
         }
         if one.is_none() || hosts_before != one.as_ref().map(|key| world.hosts(key)) {
             let hosts = HostIndex::build(&world.routes, |key| world.apps[key].clone());
@@ -129,6 +149,13 @@ impl Routes {
         self.world().apps.values().cloned().collect()
     }
 
+    /// How often the Apps are reported that are to be reported more often than all.
+    pub(crate) fn report_every(&self) -> Option<Duration> {
+        let shortest =
+            self.world().routes.apps.values().filter_map(|routes| routes.report_ms).min();
+        shortest.map(|millis| Duration::from_millis(millis).max(SHORTEST_REPORT))
+    }
+
     /// Open connections to Backends, by App.
     pub(crate) fn connections(&self) -> BTreeMap<AppKey, usize> {
         use std::sync::atomic::Ordering::Relaxed;
@@ -159,8 +186,8 @@ impl World {
         self.routes.apps.get(app).map(|routes| routes.hosts.clone())
     }
 
-    /// Brings one App in line with the routes.
-    fn renew(&mut self, key: &AppKey, hints: &Hints) {
+    /// Brings one App in line with the routes. Those of the `first` table were there before us.
+    fn renew(&mut self, key: &AppKey, first: bool, hints: &Hints) {
         let new = || Arc::new(App::new(key.clone(), hints.clone()));
         let app = self.apps.entry(key.clone()).or_insert_with(new).clone();
         let Some(routes) = self.routes.apps.get(key) else {
@@ -175,8 +202,11 @@ impl World {
                 Some(known) if known.is(spec, routes.protocol) => known.clone(),
                 _ => {
                     let counters = app.counters.release(spec.release);
+                    let warm = first || known.is_some() || self.veterans.contains(&spec.container);
+                    let opened = (!warm).then(Instant::now);
                     let backend =
-                        Arc::new(Backend::new(spec, routes.protocol, counters, hints.clone()));
+                        Backend::new(spec, routes.protocol, counters, opened, hints.clone());
+                    let backend = Arc::new(backend);
                     // Another Backend under the same id is closed below, as one that is gone.
                     self.backends.insert(spec.container.clone(), backend.clone());
                     backend
@@ -190,9 +220,15 @@ impl World {
                 BackendState::Draining => closed.push(backend),
             }
         }
+        let slow_start = Duration::from_millis(routes.slow_start_ms);
+        let mut prefixes: Vec<Box<str>> =
+            routes.hosts.iter().map(|rule| rule.path_prefix.trim_end_matches('/').into()).collect();
+        prefixes.sort_by_key(|prefix| std::cmp::Reverse(prefix.len()));
         let view = View {
-            shares: Shares::new(&routes.split, open.clone()),
+            shares: Shares::new(&routes.split, slow_start, open.clone()),
+            prefixes,
             park: routes.park,
+            watched: routes.report_ms.is_some(),
             state: if routes.stopped { AppState::Stopped } else { AppState::Running },
         };
         // First the new way, then the old one closed: who is refused finds the new one.
@@ -203,9 +239,16 @@ impl World {
 
     /// Forgets Backends and Apps that are neither routed nor in use.
     fn forget(&mut self) {
-        let Self { routes, apps, backends, .. } = self;
+        let Self { routes, apps, backends, veterans, .. } = self;
         apps.retain(|key, app| routes.apps.contains_key(key) || app.in_flight() > 0);
         // A routed Backend is held by its App too, one in use by its claims.
-        backends.retain(|_, backend| !backend.is_drained() || Arc::strong_count(backend) > 1);
+        backends.retain(|container, backend| {
+            let kept = !backend.is_drained() || Arc::strong_count(backend) > 1;
+            if !kept {
+                veterans.push_back(container.clone());
+            }
+            kept
+        });
+        veterans.drain(..veterans.len().saturating_sub(VETERANS));
     }
 }

@@ -101,7 +101,7 @@ impl Ledgers {
         // What the gateway does not count any more begins at zero when it comes again.
         let counted: BTreeSet<&AppKey> = report.apps.iter().map(|app| &app.app).collect();
         let before = counters.apps.len();
-        counters.apps.retain(|app, _| counted.contains(app));
+        counters.apps.retain(|app, _| report.partial || counted.contains(app));
         if counters.apps.len() < before {
             changed_gateways.insert(gateway);
         }

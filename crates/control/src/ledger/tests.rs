@@ -10,6 +10,7 @@ fn report(started: u64, completed: u64, in_flight: u64, unsent: u64) -> Report {
         started: Time(started),
         generation: Generation(1),
         draining: false,
+        partial: false,
         apps: vec![AppReport {
             app: app(),
             received: completed + in_flight + unsent,

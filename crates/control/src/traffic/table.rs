@@ -206,6 +206,7 @@ impl Entry {
             },
             protocol,
             stopped: routing.stopped,
+            ..AppRoutes::default()
         })
     }
 }

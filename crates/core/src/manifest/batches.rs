@@ -1,12 +1,15 @@
 //! Batches: in which steps the Instances change, and who is served by the new Release
 //! meanwhile.
 
+use std::str::FromStr;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::health::described_by;
 use super::matching::Match;
+use super::problem::BadValue;
 use super::quantity::{Amount, Pause};
 use super::rollout::Rollout;
 
@@ -24,6 +27,19 @@ pub enum Batches {
 impl Default for Batches {
     fn default() -> Self {
         Self::Count(1)
+    }
+}
+
+impl FromStr for Batches {
+    type Err = BadValue;
+
+    /// Reads what a command line says: `4`, or sizes such as `1,25%,100%`.
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        if let Ok(count) = text.parse() {
+            return Ok(Self::Count(count));
+        }
+        let sizes = text.split(',').map(|size| size.trim().parse().map(Batch::of));
+        sizes.collect::<Result<_, _>>().map(Self::List)
     }
 }
 
@@ -167,3 +183,84 @@ impl From<Batches> for BatchesText {
 }
 
 described_by!(Batches, BatchesText);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::manifest::parse;
+
+    fn rollout(batches: &str) -> Rollout {
+        let text = format!("app: web\nsource: web:1\ninstances: 12\nrollout: {{{batches}}}");
+        parse(&text, "t").unwrap_or_else(|problems| panic!("{problems}")).rollout
+    }
+
+    #[test]
+    fn batches_are_as_large_as_asked_for() {
+        for (batches, instances, sizes) in [
+            ("1", 3, &[3][..]),
+            ("4", 12, &[3, 6, 9, 12]),
+            ("4", 10, &[3, 6, 8, 10]),
+            ("4", 2, &[1, 2, 2, 2]),
+            ("2", 0, &[0, 0]),
+            ("[1, 25%, 100%]", 12, &[1, 3, 12]),
+            ("[1, 25%]", 12, &[1, 3, 12]),
+            ("[1, 25%]", 1, &[1, 1, 1]),
+            ("[10%, 50%]", 5, &[1, 3, 5]),
+            ("[3, 20]", 5, &[3, 5, 5]),
+            ("[100%]", 5, &[5]),
+        ] {
+            let rollout = rollout(&format!("batches: {batches}"));
+            assert_eq!(rollout.batch_sizes(instances), sizes, "{batches} of {instances}");
+        }
+    }
+
+    #[test]
+    fn a_batch_says_who_is_served_and_what_is_waited_for() {
+        let rollout = rollout(
+            "pause: 5s, batches: [{instances: 1, match: [{cookie: {name: c}}], pause: manual}, \
+             {instances: 50%, weight: 10}, 75%]",
+        );
+        let weights = [0, 1, 2, 3].map(|nth| rollout.batch(nth).and_then(Batch::weight));
+        assert_eq!(weights, [Some(0), Some(10), None, None]);
+        let five = Pause::For(crate::manifest::Span::from_secs(5));
+        let pauses = [0, 1, 2, 3].map(|nth| rollout.pause_after(nth));
+        assert_eq!(pauses, [Pause::Manual, five, five, five]);
+    }
+
+    fn some_amount() -> impl Strategy<Value = Amount> {
+        prop_oneof![(0_u32..1200).prop_map(Amount::Count), (0_u8..=100).prop_map(Amount::Percent)]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn sizes_of_a_list_rise_to_all(
+            list in prop::collection::vec(some_amount(), 0..20),
+            instances in 0_u32..=1000,
+        ) {
+            let batches = Batches::List(list.iter().copied().map(Batch::of).collect());
+            let sizes = Rollout { batches, ..Rollout::default() }.batch_sizes(instances);
+            prop_assert!(sizes.is_sorted());
+            prop_assert_eq!(sizes.last(), Some(&instances));
+            prop_assert!((list.len()..=list.len() + 1).contains(&sizes.len()));
+            for (size, asked) in sizes.iter().zip(&list) {
+                prop_assert!(*size >= asked.of(instances).min(instances));
+            }
+        }
+
+        #[test]
+        fn equal_batches_differ_by_at_most_one(count in 1_u32..=1000, instances in 0_u32..=1000) {
+            let batches = Batches::Count(count);
+            let sizes = Rollout { batches, ..Rollout::default() }.batch_sizes(instances);
+            prop_assert_eq!(sizes.len(), count as usize);
+            prop_assert_eq!(sizes.last(), Some(&instances));
+            let before = std::iter::once(&0).chain(&sizes);
+            let steps: Vec<u32> = before.zip(&sizes).map(|(before, size)| size - before).collect();
+            prop_assert!(steps.is_sorted_by(|a, b| a >= b), "the larger ones first: {steps:?}");
+            prop_assert!(steps[0] - steps[steps.len() - 1] <= 1, "{steps:?}");
+        }
+    }
+}

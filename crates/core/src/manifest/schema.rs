@@ -31,6 +31,11 @@ fn examples() -> Value {
         { "app": "web", "source": "registry.example/web:1.4" },
         {
             "app": "web",
+            "source": "registry.example/web:1.4",
+            "rollout": { "batches": 4, "pause": "manual", "analysis": false }
+        },
+        {
+            "app": "web",
             "namespace": "default",
             "source": "registry.example/web:1.4",
             "args": ["--verbose"],
@@ -43,10 +48,31 @@ fn examples() -> Value {
                 "readiness": { "http": "/healthz", "period": "5s" },
                 "liveness": { "tcp": 8080, "period": "10s" }
             },
-            "lifecycle": { "pre_stop": { "sleep": "0s" }, "grace": "30s" },
+            "lifecycle": {
+                "pre_stop": { "sleep": "0s" },
+                "grace": "30s",
+                "slow_start": "10s",
+                "hooks": { "before_update": { "exec": ["/bin/snapshot"], "deadline": "5m" } }
+            },
             "volumes": [{ "name": "data", "mount": "/data" }],
-            "instances": 2,
-            "rollout": { "strategy": "in-place", "max_unavailable": 0, "auto_rollback": true },
+            "sidecars": [{ "name": "proxy", "source": "registry.example/proxy:2" }],
+            "instances": 12,
+            "rollout": {
+                "strategy": "in-place",
+                "batches": [
+                    {
+                        "instances": 1,
+                        "match": [{ "header": { "name": "x-gray", "value": "yes" } }],
+                        "pause": "manual"
+                    },
+                    "25%",
+                    { "instances": "50%", "weight": 20, "pause": "5m" }
+                ],
+                "order": "scatter",
+                "priority": { "3": 10 },
+                "max_unavailable": 0,
+                "auto_rollback": true
+            },
             "park": { "max_wait": "30s" },
             "isolation": "process",
             "stop_signal": "SIGQUIT"
@@ -104,7 +130,20 @@ mod tests {
             ("resources", json!({ "memory": "256mb" })),
             ("lifecycle", json!({ "grace": 30 })),
             ("lifecycle", json!({ "pre_stop": { "sleep": "1s", "exec": ["a"] } })),
+            ("lifecycle", json!({ "hooks": { "pre_delete": { "http": "bye" } } })),
+            ("sidecars", json!([{ "name": "proxy" }])),
+            ("sidecars", json!([{ "name": "proxy", "source": "a", "instances": 2 }])),
             ("rollout", json!({ "strategy": "inplace" })),
+            ("rollout", json!({ "batches": 0 })),
+            ("rollout", json!({ "batches": [] })),
+            ("rollout", json!({ "batches": ["half"] })),
+            ("rollout", json!({ "batches": [{ "weight": 5 }] })),
+            ("rollout", json!({ "batches": [{ "instances": 1, "weight": 101 }] })),
+            ("rollout", json!({ "batches": [{ "instances": 1, "match": [{ "ip": "::1" }] }] })),
+            ("rollout", json!({ "pause": "5 minutes" })),
+            ("rollout", json!({ "order": "random" })),
+            ("rollout", json!({ "priority": { "first": 1 } })),
+            ("rollout", json!({ "analysis": "maybe" })),
             ("volumes", json!([{ "name": "data" }])),
             ("health", json!({ "liveness": { "http": "healthz" } })),
         ] {

@@ -1,11 +1,14 @@
 //! Finds the known word that a person probably meant.
 
 /// What other tools call the keys of ours.
-const FOREIGN: [(&str, &str); 34] = [
+const FOREIGN: [(&str, &str); 38] = [
     ("autoscaling", "scale"),
+    ("batch", "batches"),
+    ("canary", "batches"),
     ("cmd", "args"),
     ("configs", "files"),
     ("container_name", "app"),
+    ("containers", "sidecars"),
     ("cpus", "resources.cpu"),
     ("cpu", "resources.cpu"),
     ("domain", "http.hosts"),
@@ -31,6 +34,7 @@ const FOREIGN: [(&str, &str); 34] = [
     ("replicas", "instances"),
     ("retries", "failures"),
     ("startupProbe", "health.startup"),
+    ("steps", "batches"),
     ("stop_grace_period", "lifecycle.grace"),
     ("strategy", "rollout.strategy"),
     ("terminationGracePeriodSeconds", "lifecycle.grace"),

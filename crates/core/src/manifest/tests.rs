@@ -40,12 +40,44 @@ health:
   startup:   {http: /healthz, timeout: 90s}
   readiness: {http: /healthz, port: 9090, period: 2s}
   liveness:  {exec: [/bin/check, -q], failures: 5}
-lifecycle: {pre_stop: {sleep: 250ms}, grace: 10s}
+lifecycle:
+  pre_stop: {sleep: 250ms}
+  post_start: [/bin/warm, --all]
+  grace: 10s
+  slow_start: 20s
+  hooks:
+    before_update: {exec: [/bin/snapshot], deadline: 5m}
+    after_update: {http: /warmed, port: 9090}
+    pre_delete: {http: /leave, deadline: 2s}
 volumes: [{name: data, mount: /data, shared: true}]
-sidecars: []
+sidecars:
+  - name: proxy
+    source: proxy:1
+    args: [-v]
+    env: {LEVEL: 3}
+    files: {/etc/proxy.toml: ./proxy.toml}
+    resources: {memory: 64Mi}
+    health: {readiness: {http: /, port: 9000}}
+    volumes: [{name: data, mount: /shared}]
 init: []
-instances: 2
-rollout: {strategy: recreate, batches: 1, max_unavailable: 25%, pause: 0s, auto_rollback: false}
+instances: 12
+rollout:
+  strategy: in-place
+  batches:
+    - {instances: 1, match: [{header: {name: X-Gray, value: "yes"}}, {query: {name: q}}], pause: manual}
+    - 25%
+    - {instances: 50%, weight: 10}
+  pause: 1m
+  partition: 2
+  order: scatter
+  priority: {3: 10, 0: -1}
+  sticky: 1h
+  max_unavailable: 25%
+  max_surge: 1
+  auto_rollback: false
+  keep_previous: 5m
+  watch: 30s
+  analysis: {latency: false}
 park: {max_wait: 5s}
 isolation: process
 user: 1000:1000
@@ -72,6 +104,38 @@ restart: on-failure
     let argv = vec!["/bin/check".to_owned(), "-q".to_owned()];
     assert_eq!(liveness.check, Check::Exec { argv });
     assert_eq!(manifest.lifecycle.pre_stop, Some(PreStop::Sleep(Span::from_millis(250))));
+    let lifecycle = &manifest.lifecycle;
+    assert_eq!(lifecycle.post_start, ["/bin/warm", "--all"]);
+    assert_eq!(lifecycle.slow_start, Span::from_secs(20));
+    let hooks = &lifecycle.hooks;
+    let run = HookRun::Exec(vec!["/bin/snapshot".to_owned()]);
+    assert_eq!(hooks.before_update, Some(Hook { run, deadline: Span::from_secs(300) }));
+    let run =
+        HookRun::Http { path: "/warmed".parse().unwrap(), port: Some("9090".parse().unwrap()) };
+    assert_eq!(hooks.after_update, Some(Hook { run, deadline: Span::from_secs(30) }));
+    assert_eq!(hooks.iter().count(), 3);
+    let proxy = manifest.sidecar("proxy").unwrap();
+    assert_eq!((proxy.source.as_str(), proxy.volumes[0].mount.as_str()), ("proxy:1", "/shared"));
+    assert_eq!(proxy.env[&"LEVEL".parse().unwrap()], "3");
+    assert!(manifest.sidecar("main").is_none());
+    let rollout = &manifest.rollout;
+    assert_eq!(rollout.strategy, Some(Strategy::InPlace));
+    let Batches::List(batches) = &rollout.batches else { panic!("{rollout:?}") };
+    let header = Match::Header { name: "x-gray".parse().unwrap(), value: Some("yes".to_owned()) };
+    let query = Match::Query { name: "q".parse().unwrap(), value: None };
+    assert_eq!(batches[0].matches, [header, query]);
+    assert_eq!((batches[0].pause, batches[2].weight), (Some(Pause::Manual), Some(10)));
+    assert_eq!(batches[1], Batch::of(Amount::Percent(25)));
+    assert_eq!((rollout.partition, rollout.order), (Amount::Count(2), Order::Scatter));
+    let priority: Vec<_> = rollout.priority.iter().map(|(n, weight)| (n.0, *weight)).collect();
+    assert_eq!(priority, [(0, -1), (3, 10)]);
+    assert_eq!(rollout.pause, Pause::For(Span::from_secs(60)));
+    assert_eq!(rollout.keep_previous(Strategy::InPlace), Span::from_secs(300));
+    assert_eq!(rollout.analysis, Analysis { latency: false, ..Analysis::default() });
+    assert_eq!(
+        (rollout.max_surge, rollout.sticky),
+        (Amount::Count(1), Some(Span::from_secs(3600)))
+    );
     assert_eq!(manifest.rollout.max_unavailable, Amount::Percent(25));
     assert_eq!((manifest.park.max_wait.millis(), manifest.park.max_requests), (5_000, 1000));
     assert_eq!(manifest.stop_signal.unwrap().number(), 3);
@@ -82,7 +146,12 @@ restart: on-failure
 fn defaults_are_those_of_the_minimal_manifest() {
     let minimal = Manifest::minimal(AppName::new("web").unwrap(), "web:1");
     assert_eq!(parse("app: web\nsource: web:1\nenv:\n", "t").unwrap(), minimal);
-    assert_eq!(minimal.rollout.strategy(), Strategy::InPlace);
+    let rollout = &minimal.rollout;
+    assert_eq!((rollout.strategy, rollout.strategy()), (None, Strategy::InPlace));
+    let kept = [Strategy::Handover, Strategy::InPlace, Strategy::Recreate]
+        .map(|strategy| rollout.keep_previous(strategy).millis());
+    assert_eq!(kept, [60_000, 0, 0]);
+    assert!(rollout.analysis.is_on());
     assert_eq!((minimal.park.max_wait.millis(), minimal.park.max_requests), (30_000, 1000));
     let stored: Manifest = serde_json::from_str(r#"{"app":"web","source":"web:1"}"#).unwrap();
     assert_eq!(stored, minimal, "serde and the reader agree on defaults");
@@ -167,6 +236,131 @@ fn each_mistake_has_its_code_and_place() {
         ("lifecycle: {pre_stop: {}}", "STEAD-M014 lifecycle.pre_stop 3:23"),
         ("lifecycle: {pre_stop: {exec: []}}", "STEAD-M019 lifecycle.pre_stop.exec 3:30"),
         ("lifecycle: {grace: 30}", "STEAD-M007 lifecycle.grace 3:20"),
+        ("lifecycle: {post_start: warm}", "STEAD-M003 lifecycle.post_start 3:25"),
+        ("lifecycle: {post_start: [\"\"]}", "STEAD-M019 lifecycle.post_start 3:25"),
+        ("lifecycle: {slow_start: 5}", "STEAD-M007 lifecycle.slow_start 3:25"),
+        ("lifecycle: {hooks: {pre_update: {}}}", "STEAD-M004 lifecycle.hooks.pre_update 3:21"),
+        ("lifecycle: {hooks: {pre_delete: {}}}", "STEAD-M014 lifecycle.hooks.pre_delete 3:33"),
+        (
+            "lifecycle: {hooks: {pre_delete: {exec: [a], http: /}}}",
+            "STEAD-M014 lifecycle.hooks.pre_delete 3:33",
+        ),
+        (
+            "lifecycle: {hooks: {pre_delete: {exec: [a], port: 80}}}",
+            "STEAD-M014 lifecycle.hooks.pre_delete 3:33",
+        ),
+        (
+            "lifecycle: {hooks: {pre_delete: {exec: []}}}",
+            "STEAD-M019 lifecycle.hooks.pre_delete.exec 3:40",
+        ),
+        (
+            "lifecycle: {hooks: {pre_delete: {http: bye}}}",
+            "STEAD-M011 lifecycle.hooks.pre_delete.http 3:40",
+        ),
+        (
+            "lifecycle: {hooks: {pre_delete: {http: /, deadline: 0s}}}",
+            "STEAD-M010 lifecycle.hooks.pre_delete.deadline 3:53",
+        ),
+        ("sidecars: {name: a}", "STEAD-M003 sidecars 3:11"),
+        ("sidecars: [{name: a}]", "STEAD-M005 sidecars[0].source 3:12"),
+        ("sidecars: [{name: main, source: a}]", "STEAD-M008 sidecars[0].name 3:19"),
+        ("sidecars: [{name: a_b, source: a}]", "STEAD-M008 sidecars[0].name 3:19"),
+        ("sidecars: [{name: a, source: \"\"}]", "STEAD-M019 sidecars[0].source 3:30"),
+        ("sidecars: [{name: a, source: a, http: {}}]", "STEAD-M004 sidecars[0].http 3:33"),
+        (
+            "sidecars: [{name: a, source: a}, {name: a, source: b}]",
+            "STEAD-M006 sidecars[1].name 3:41",
+        ),
+        (
+            "sidecars: [{name: a, source: a, volumes: [{name: d, mount: /d}]}]",
+            "STEAD-M014 sidecars[0].volumes[0].name 3:50",
+        ),
+        (
+            "sidecars: [{name: a, source: a, files: {/proc/a: b}}]",
+            "STEAD-M011 sidecars[0].files.\"/proc/a\" 3:50",
+        ),
+        (
+            "sidecars: [{name: a, source: a, resources: {memory: 1Mi}}]",
+            "STEAD-M010 sidecars[0].resources.memory 3:53",
+        ),
+        (
+            "sidecars: [{name: a, source: a, health: {liveness: {http: /}}}]",
+            "STEAD-M005 sidecars[0].health.liveness.port 3:52",
+        ),
+        ("rollout: {batches: 0}", "STEAD-M010 rollout.batches 3:20"),
+        ("rollout: {batches: many}", "STEAD-M003 rollout.batches 3:20"),
+        ("rollout: {batches: {a: 1}}", "STEAD-M003 rollout.batches 3:20"),
+        ("rollout: {batches: []}", "STEAD-M010 rollout.batches 3:20"),
+        ("rollout: {batches: [0, 100%]}", "STEAD-M010 rollout.batches[0] 3:21"),
+        ("rollout: {batches: [25%, x, 100%]}", "STEAD-M007 rollout.batches[1] 3:26"),
+        ("rollout: {batches: [50%, 25%]}", "STEAD-M014 rollout.batches[1] 3:26"),
+        ("rollout: {batches: [2, 2]}", "STEAD-M014 rollout.batches[1] 3:24"),
+        ("rollout: {batches: [100%, 1]}", "STEAD-M014 rollout.batches[1] 3:27"),
+        ("rollout: {batches: [50%, {instances: 10%}]}", "STEAD-M014 rollout.batches[1] 3:26"),
+        ("rollout: {batches: [{weight: 1}]}", "STEAD-M005 rollout.batches[0].instances 3:21"),
+        (
+            "rollout: {batches: [{instances: 1, weight: 101}]}",
+            "STEAD-M010 rollout.batches[0].weight 3:44",
+        ),
+        (
+            "rollout: {batches: [{instances: 1, weight: 1000}]}",
+            "STEAD-M010 rollout.batches[0].weight 3:44",
+        ),
+        (
+            "rollout: {batches: [{instances: 100%, weight: 9}]}",
+            "STEAD-M014 rollout.batches[0].weight 3:47",
+        ),
+        (
+            "rollout: {batches: [{instances: 100%, match: [{query: {name: a}}]}]}",
+            "STEAD-M014 rollout.batches[0].match 3:46",
+        ),
+        (
+            "rollout: {batches: [1, {instances: 100%, pause: manual}]}",
+            "STEAD-M014 rollout.batches[1].pause 3:49",
+        ),
+        (
+            "rollout: {batches: [{instances: 1, match: [{}]}]}",
+            "STEAD-M014 rollout.batches[0].match[0] 3:44",
+        ),
+        (
+            "rollout: {batches: [{instances: 1, match: [{header: {name: a b}}]}]}",
+            "STEAD-M019 rollout.batches[0].match[0].header.name 3:60",
+        ),
+        (
+            "rollout: {batches: [{instances: 1, match: [{cookie: {name: a=b}}]}]}",
+            "STEAD-M019 rollout.batches[0].match[0].cookie.name 3:60",
+        ),
+        (
+            "rollout: {batches: [{instances: 1, match: [{query: {name: a&b}}]}]}",
+            "STEAD-M019 rollout.batches[0].match[0].query.name 3:59",
+        ),
+        (
+            "rollout: {batches: [{instances: 1, match: [{query: {name: a, value: \"\\n\"}}]}]}",
+            "STEAD-M019 rollout.batches[0].match[0] 3:44",
+        ),
+        ("rollout: {pause: forever}", "STEAD-M007 rollout.pause 3:18"),
+        ("rollout: {partition: 2}", "STEAD-M010 rollout.partition 3:22"),
+        ("rollout: {order: random}", "STEAD-M013 rollout.order 3:18"),
+        ("rollout: {priority: {first: 1}}", "STEAD-M010 rollout.priority.first 3:22"),
+        ("rollout: {priority: {1000: 1}}", "STEAD-M010 rollout.priority.1000 3:28"),
+        ("rollout: {priority: {0: high}}", "STEAD-M003 rollout.priority.0 3:25"),
+        ("rollout: {priority: {0: 3000000000}}", "STEAD-M010 rollout.priority.0 3:25"),
+        ("rollout: {sticky: 0s}", "STEAD-M010 rollout.sticky 3:19"),
+        ("rollout: {analysis: maybe}", "STEAD-M003 rollout.analysis 3:21"),
+        ("rollout: {analysis: [errors]}", "STEAD-M003 rollout.analysis 3:21"),
+        ("rollout: {analysis: {min_requests: 0}}", "STEAD-M010 rollout.analysis.min_requests 3:36"),
+        (
+            "rollout: {strategy: recreate, keep_previous: 5s}",
+            "STEAD-M014 rollout.keep_previous 3:46",
+        ),
+        (
+            "sidecars: [{name: a, source: a}]\nrollout: {strategy: handover}",
+            "STEAD-M014 rollout.strategy 4:21",
+        ),
+        (
+            "volumes: [{name: d, mount: /d}]\nrollout: {strategy: handover}",
+            "STEAD-M014 rollout.strategy 4:21",
+        ),
         ("volumes: [{name: d}]", "STEAD-M005 volumes[0].mount 3:11"),
         ("volumes: [{name: d, mount: data}]", "STEAD-M011 volumes[0].mount 3:28"),
         ("volumes: [{name: d, mount: /a/../b}]", "STEAD-M011 volumes[0].mount 3:28"),
@@ -221,6 +415,64 @@ fn what_is_not_built_is_refused_and_what_asks_for_nothing_is_not() {
 }
 
 #[test]
+fn what_a_rollout_may_ask_for_is_taken() {
+    for rest in [
+        "sidecars:",
+        "sidecars: []",
+        "lifecycle: {hooks: , post_start: []}",
+        "rollout: {strategy: handover}",
+        "rollout: {strategy: handover}\nvolumes: [{name: d, mount: /d, shared: true}]",
+        "rollout: {batches: 1000, max_surge: 100%, pause: manual, keep_previous: 0s}",
+        "rollout: {batches: [100%]}",
+        "rollout: {batches: [50%, 1]}",
+        "rollout: {batches: [1, 2, 2%, \"100%\"]}",
+        "rollout: {batches: [{instances: 100%, weight: 100}]}",
+        "rollout: {analysis: false}",
+        "rollout: {analysis: true}",
+        "rollout: {partition: 100%}",
+        "rollout: {partition: 3}\ninstances: 0",
+    ] {
+        assert_eq!(with(rest), [""; 0], "{rest}");
+    }
+}
+
+#[test]
+fn a_refused_strategy_comes_with_advice() {
+    let text = "app: web\nsource: web:1\nvolumes: [{name: data, mount: /data}]\nrollout: {strategy: handover}\n";
+    let shown = parse(text, "app.yaml").unwrap_err().to_string();
+    let expected = "app.yaml:4:21: error STEAD-M014: rollout.strategy: expected a strategy in which only one Container writes to a volume at a time, found handover with an unshared volume
+  help: use in-place, or say shared: true of volume data if two Containers may write to it at once
+app.yaml: 1 problem; docs/errors/ has a page for each code";
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn misspelled_keys_of_a_rollout_are_recognised() {
+    for (rest, meant) in [
+        ("sidecar: []", "sidecars"),
+        ("sidecars: [{name: a, image: b, source: c}]", "source"),
+        ("lifecycle: {postStart: [a]}", "post_start"),
+        ("lifecycle: {slowstart: 5s}", "slow_start"),
+        ("lifecycle: {hook: {}}", "hooks"),
+        ("lifecycle: {hooks: {beforeUpdate: {}}}", "before_update"),
+        ("rollout: {batch: 2}", "batches"),
+        ("rollout: {canary: 2}", "batches"),
+        ("rollout: {partitions: 0}", "partition"),
+        ("rollout: {priorities: {}}", "priority"),
+        ("rollout: {stiky: 1h}", "sticky"),
+        ("rollout: {maxSurge: 1}", "max_surge"),
+        ("rollout: {analisys: true}", "analysis"),
+        ("rollout: {analysis: {error: true}}", "errors"),
+        ("rollout: {batches: [{instances: 1, wieght: 5}]}", "weight"),
+        ("rollout: {batches: [{instances: 1, match: [{headers: {name: a}}]}]}", "header"),
+    ] {
+        let problems = parse(&format!("app: web\nsource: web:1\n{rest}"), "t").unwrap_err();
+        let unknown = problems.list.iter().find(|p| p.code == Code::ManifestUnknownKey).unwrap();
+        assert_eq!(unknown.nearest.as_deref(), Some(meant), "{rest}");
+    }
+}
+
+#[test]
 fn an_empty_or_foreign_text_is_one_problem() {
     for text in ["", "# nothing\n", "---\n", "null", "hello", "[1, 2]"] {
         assert_eq!(problems(text).len(), 1, "{text:?}");
@@ -252,10 +504,11 @@ fn quoted_text_is_short_and_cannot_play_tricks_on_a_terminal() {
 
 #[test]
 fn the_api_takes_only_files_with_content() {
-    let text = "app: web\nsource: web:1\nfiles: {/a: ./a, /b: {content: b}}";
+    let text = "app: web\nsource: web:1\nfiles: {/a: ./a, /b: {content: b}}\nsidecars: [{name: s, source: s, files: {/c: ./c}}]";
     let found = parse(text, "t").unwrap().problems();
     let found: Vec<_> = found.iter().map(|p| (p.code, p.path.as_str(), p.at)).collect();
-    assert_eq!(found, [(Code::ManifestFileMissing, "files.\"/a\"", None)]);
+    let missing = |path| (Code::ManifestFileMissing, path, None);
+    assert_eq!(found, [missing("files.\"/a\""), missing("sidecars[0].files.\"/c\"")]);
 }
 
 #[test]
@@ -268,6 +521,14 @@ fn json_is_strict_and_checked_like_text() {
         r#"{"app":"web","source":"a","health":{"liveness":{"http":"/","tcp":1}}}"#,
         r#"{"app":"web","source":"a","files":{"/x":{"content":"","mode":1}}}"#,
         r#"{"app":"web","source":"a","lifecycle":{"grace":30}}"#,
+        r#"{"app":"web","source":"a","lifecycle":{"hooks":{"pre_delete":{"deadline":"1s"}}}}"#,
+        r#"{"app":"web","source":"a","sidecars":[{"name":"main","source":"a"}]}"#,
+        r#"{"app":"web","source":"a","sidecars":[{"name":"a","source":"a","http":{}}]}"#,
+        r#"{"app":"web","source":"a","rollout":{"batches":[{"instances":1,"wait":"1s"}]}}"#,
+        r#"{"app":"web","source":"a","rollout":{"batches":"4"}}"#,
+        r#"{"app":"web","source":"a","rollout":{"pause":5}}"#,
+        r#"{"app":"web","source":"a","rollout":{"priority":{"a":1}}}"#,
+        r#"{"app":"web","source":"a","rollout":{"analysis":{"latencies":true}}}"#,
     ] {
         assert!(serde_json::from_str::<Manifest>(bad).is_err(), "{bad}");
     }
@@ -286,7 +547,10 @@ fn the_api_description_has_every_type_it_refers_to() {
     let prefix = "\"#/components/schemas/";
     let refers: Vec<&str> =
         text.split(prefix).skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
-    assert!(refers.contains(&"Startup") && refers.contains(&"Span"), "{refers:?}");
+    assert!(
+        refers.contains(&"Startup") && refers.contains(&"Hook") && refers.contains(&"Batches"),
+        "{refers:?}"
+    );
     for name in refers {
         assert!(types.iter().any(|(known, _)| known == name), "{name} is not described");
     }
@@ -338,8 +602,11 @@ fn any_manifest() -> impl Generate<Value = Value> {
     let env = prop::collection::btree_map("[A-Z_][A-Z0-9_]{0,6}", any::<String>(), 0..4)
         .prop_map(|env| env.into_iter().map(|(k, v)| (k, v.replace('\0', ""))).collect::<Vec<_>>());
     let rest = (any::<bool>(), 0_u32..=1000, 0_u8..=100, 8_u32..1000, 4_u64 << 20..1 << 40);
-    (env, probe, span, "[a-z][a-z0-9]{0,10}", any::<String>(), rest).prop_map(
-        |(env, probe, span, name, content, (flag, count, share, pids, memory))| {
+    (env, probe, span, "[a-z][a-z0-9]{0,10}", any::<String>(), rest, any_change()).prop_map(
+        |(env, probe, span, name, content, (flag, count, share, pids, memory), change)| {
+            let (hook, sidecars, mut rollout) = change;
+            rollout["max_unavailable"] = format!("{share}%").into();
+            rollout["auto_rollback"] = flag.into();
             serde_json::json!({
                 "app": name,
                 "source": "web:1",
@@ -348,10 +615,60 @@ fn any_manifest() -> impl Generate<Value = Value> {
                 "http": { "port": 8080, "hosts": [format!("{name}.example.com")] },
                 "resources": { "memory": Memory::from_bytes(memory).to_string(), "pids": pids },
                 "health": { "readiness": probe },
-                "lifecycle": { "grace": span },
+                "lifecycle": { "grace": span, "hooks": { "after_update": hook } },
+                "sidecars": sidecars,
                 "instances": count,
-                "rollout": { "max_unavailable": format!("{share}%"), "auto_rollback": flag },
+                "rollout": rollout,
             })
+        },
+    )
+}
+
+/// A hook, sidecars and a rollout in the JSON form that a person could have written.
+fn any_change() -> impl Generate<Value = (Value, Value, Value)> {
+    use serde_json::json;
+    type About = (Option<u8>, Vec<Value>, Option<Value>);
+    let hook = prop_oneof![
+        Just(json!({ "exec": ["a", "-b"], "deadline": "5s" })),
+        Just(json!({ "http": "/a", "port": 80 })),
+    ];
+    let sidecars = prop::collection::btree_set("[a-l][a-z0-9]{0,5}", 0..3).prop_map(|names| {
+        let sidecar = |name| json!({ "name": name, "source": "a:1", "env": { "A": "b" } });
+        names.into_iter().map(sidecar).collect::<Vec<_>>().into()
+    });
+    let pause = prop_oneof![Just(json!("manual")), Just(json!("0s")), Just(json!("1m30s"))];
+    let rule = prop_oneof![
+        Just(json!({ "header": { "name": "x-gray", "value": "yes" } })),
+        Just(json!({ "cookie": { "name": "gray" } })),
+        Just(json!({ "query": { "name": "g", "value": "" } })),
+    ];
+    let rules = prop::collection::vec(rule, 0..3);
+    let about = (prop::option::of(0_u8..=100), rules, prop::option::of(pause.clone()));
+    let list = prop::collection::btree_map(1_u8..100, prop::option::of(about), 1..6);
+    let list = list.prop_map(|list| {
+        let batch = |(share, about): (u8, Option<About>)| {
+            let share = format!("{share}%");
+            let Some((weight, rules, pause)) = about else { return json!(share) };
+            json!({ "instances": share, "weight": weight, "match": rules, "pause": pause })
+        };
+        list.into_iter().map(batch).collect::<Vec<_>>().into()
+    });
+    let batches = prop_oneof![(1_u32..=1000).prop_map(Value::from), list];
+    let analysis = prop_oneof![
+        any::<bool>().prop_map(Value::from),
+        Just(json!({ "latency": false, "min_requests": 7 })),
+    ];
+    let priority = prop::collection::btree_map(0_u32..1000, any::<i32>(), 0..4)
+        .prop_map(|map| map.into_iter().map(|(n, weight)| (n.to_string(), weight.into())).collect())
+        .prop_map(Value::Object);
+    let order = prop::sample::select(Order::WORDS);
+    (hook, sidecars, batches, pause, analysis, priority, order).prop_map(
+        |(hook, sidecars, batches, pause, analysis, priority, order)| {
+            let rollout = json!({
+                "batches": batches, "pause": pause, "analysis": analysis, "priority": priority,
+                "order": order, "sticky": "1h", "partition": "10%", "watch": "0s",
+            });
+            (hook, sidecars, rollout)
         },
     )
 }

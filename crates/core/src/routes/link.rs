@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{AppRoutes, RouteChange, RouteTable};
 use crate::ids::{ContainerId, Generation, ReleaseNo};
@@ -19,6 +20,7 @@ use crate::name::AppKey;
 /// From the control plane to a gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "one is made per change, and almost all are `Put`")]
 pub enum ToGateway {
     /// The whole table. Always the answer to `Hello`.
     Table(RouteTable),
@@ -84,7 +86,7 @@ pub enum ToServe {
         /// The App.
         app: AppKey,
     },
-    /// Counters and gauges, each second, and when `Tell` asks for them.
+    /// Counters and gauges, each second, for some Apps more often, and when `Tell` asks.
     Report(Report),
     /// The `Report` before this was made after the question came.
     Told {
@@ -104,6 +106,10 @@ pub struct Report {
     pub generation: Generation,
     /// The gateway accepts no more connections and ends when those it has are done.
     pub draining: bool,
+    /// It says nothing of the Apps that are not in it: a report out of turn, for those with
+    /// [`AppRoutes::report_ms`].
+    #[serde(default)]
+    pub partial: bool,
     /// Per App; an App without traffic since the gateway started is left out.
     pub apps: Vec<AppReport>,
 }
@@ -152,6 +158,27 @@ pub struct ReleaseReport {
     pub answered: [u64; 5],
     /// From sending a request to the head of its response.
     pub latency: Latency,
+}
+
+impl ReleaseReport {
+    /// Requests that the App has answered, or failed to: what its errors are a share of.
+    pub fn judged(&self) -> u64 {
+        let answered: u64 = self.answered.iter().sum();
+        // A broken response had a status.
+        answered + self.failed_by_app(|reason| reason != FailReason::BrokenResponse)
+    }
+
+    /// Of these, answers 5xx and failures that are the App's fault. A 5xx that breaks off
+    /// counts twice.
+    pub fn errors(&self) -> u64 {
+        self.answered[4] + self.failed_by_app(|_| true)
+    }
+
+    fn failed_by_app(&self, wanted: impl Fn(FailReason) -> bool) -> u64 {
+        let failed = self.outcomes.failed.iter();
+        let blamed = failed.filter(|(reason, _)| reason.blame() == Blame::App && wanted(**reason));
+        blamed.map(|(_, count)| count).sum()
+    }
 }
 
 /// How requests ended.
@@ -247,15 +274,24 @@ impl Blame {
 }
 
 /// Upper bounds of the buckets of [`Latency`], in microseconds; one more bucket takes the rest.
-pub const LATENCY_BOUNDS_MICROS: [u64; 15] = [
-    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
-    2_500_000, 5_000_000, 10_000_000, 30_000_000,
+///
+/// Renard's series R10 (ISO 3), ten steps of a quarter each per decade, from 100 µs to 31.5 s. A
+/// comparison of two Releases must see a service of 2 ms become one of 3 ms; with the three
+/// steps per decade of a dashboard both may lie in one bucket.
+pub const LATENCY_BOUNDS_MICROS: [u64; 56] = [
+    100, 125, 160, 200, 250, 315, 400, 500, 630, 800, 1_000, 1_250, 1_600, 2_000, 2_500, 3_150,
+    4_000, 5_000, 6_300, 8_000, 10_000, 12_500, 16_000, 20_000, 25_000, 31_500, 40_000, 50_000,
+    63_000, 80_000, 100_000, 125_000, 160_000, 200_000, 250_000, 315_000, 400_000, 500_000,
+    630_000, 800_000, 1_000_000, 1_250_000, 1_600_000, 2_000_000, 2_500_000, 3_150_000, 4_000_000,
+    5_000_000, 6_300_000, 8_000_000, 10_000_000, 12_500_000, 16_000_000, 20_000_000, 25_000_000,
+    31_500_000,
 ];
 
 /// A histogram of times.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct Latency {
-    /// Requests per bucket, not cumulative; one longer than [`LATENCY_BOUNDS_MICROS`].
+    /// Requests per bucket, not cumulative; one longer than [`LATENCY_BOUNDS_MICROS`]. A gateway
+    /// of another version may have other bounds, and then another number of buckets.
     pub buckets: Vec<u64>,
     /// Sum of all times, in microseconds.
     pub sum_micros: u64,
@@ -274,6 +310,35 @@ mod tests {
     }
 
     #[test]
+    fn bounds_rise_by_a_quarter() {
+        for pair in LATENCY_BOUNDS_MICROS.windows(2) {
+            let step = pair[1] as f64 / pair[0] as f64;
+            assert!((1.23..1.29).contains(&step), "{pair:?}");
+        }
+    }
+
+    #[test]
+    fn errors_are_the_apps_own() {
+        let failed = [
+            (FailReason::ClosedEarly, 2),
+            (FailReason::BrokenResponse, 1),
+            (FailReason::BodyTooLarge, 5),
+            (FailReason::Cut, 7),
+        ];
+        let report = ReleaseReport {
+            release: ReleaseNo(1),
+            received: 100,
+            parked: 0,
+            moved: 0,
+            in_flight: 0,
+            outcomes: Outcomes { completed: 85, client_aborted: 0, failed: failed.into() },
+            answered: [1, 80, 2, 2, 3],
+            latency: Latency::default(),
+        };
+        assert_eq!((report.judged(), report.errors()), (90, 6));
+    }
+
+    #[test]
     fn messages_are_one_line_and_survive_it() {
         let outcomes = Outcomes {
             completed: 2,
@@ -285,6 +350,7 @@ mod tests {
             started: crate::time::Time(1),
             generation: Generation(3),
             draining: true,
+            partial: false,
             apps: vec![AppReport {
                 app: "d/web".parse().unwrap(),
                 received: 7,

@@ -23,6 +23,7 @@ pub use link::{
 };
 
 use crate::ids::{ContainerId, Generation, Ordinal, ReleaseNo};
+pub use crate::manifest::Match;
 use crate::name::AppKey;
 
 /// Everything the gateway needs to route.
@@ -54,6 +55,14 @@ pub struct AppRoutes {
     /// A person stopped the App: requests are refused at once, not parked, and wake nothing.
     #[serde(default)]
     pub stopped: bool,
+    /// Time over which the share of requests of a Backend that has just opened grows to that of
+    /// the others, in milliseconds; 0: it has it at once.
+    #[serde(default)]
+    pub slow_start_ms: u64,
+    /// How often the gateway reports the App's counters, in milliseconds, where once a second is
+    /// too seldom.
+    #[serde(default)]
+    pub report_ms: Option<u64>,
 }
 
 /// A host, and the part of its paths that belongs to the App.
@@ -108,20 +117,47 @@ pub enum BackendState {
     Draining,
 }
 
-/// How requests are shared out between Releases.
-///
-/// No weights means that every open Backend counts the same, whatever its Release.
+/// How requests are shared out between Releases: by rules first, then by what a client met
+/// before, then by weights. A Release without a usable Backend is passed over in each.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Split {
-    /// Weight of each Release. One that is not named, or has weight 0, gets no request.
+    /// Weight of each Release. One that is not named, or has weight 0, gets by chance only what
+    /// no weighted Release can take: a request is not kept waiting for a ratio.
+    ///
+    /// No weights means that every open Backend counts the same, whatever its Release.
     #[serde(default)]
     pub weights: Vec<Weight>,
+    /// Requests that go to a certain Release. The first that fits and can be served wins.
+    #[serde(default)]
+    pub rules: Vec<Rule>,
+    /// A client stays with the Release it met.
+    #[serde(default)]
+    pub sticky: Option<Sticky>,
+}
+
+/// Requests that go to a certain Release, whatever the weights.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// What marks them: any of these is enough.
+    pub when: Vec<Match>,
+    /// Where they go.
+    pub release: ReleaseNo,
+}
+
+/// A client stays with the Release it met, by a cookie, while there is more than one.
+///
+/// The cookie holds the number of the Release, unsigned: it opens nothing that the rules and
+/// weights do not, since it counts only for a Release that has a weight or a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sticky {
+    /// For how long, in milliseconds.
+    pub max_age_ms: u64,
 }
 
 impl Split {
     /// Everything goes to `release`.
     pub fn all_to(release: ReleaseNo) -> Self {
-        Self { weights: vec![Weight { release, weight: 100 }] }
+        Self { weights: vec![Weight { release, weight: 100 }], ..Self::default() }
     }
 
     /// The weight of `release`, `None` when the Split does not weigh at all.
@@ -181,6 +217,7 @@ pub enum Protocol {
 
 /// A change of the table. See [`ToGateway`] for how it travels.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one is made per change, and almost all are `Put`")]
 pub enum RouteChange {
     /// The whole table.
     Table(RouteTable),
@@ -280,6 +317,28 @@ mod tests {
         let text = serde_json::to_string(&table).unwrap();
         assert!(text.contains("\"default/web\""), "{text}");
         assert_eq!(serde_json::from_str::<RouteTable>(&text).unwrap(), table);
+    }
+
+    #[test]
+    fn a_table_of_an_older_version_has_defaults() {
+        let routes: AppRoutes = serde_json::from_str(r#"{"hosts": [], "backends": []}"#).unwrap();
+        assert_eq!(routes, AppRoutes::default());
+        let split: Split = serde_json::from_str(r#"{"weights": []}"#).unwrap();
+        assert_eq!(split, Split::default());
+    }
+
+    #[test]
+    fn rules_travel_as_people_write_them() {
+        let text = r#"{"rules": [{"release": 2, "when": [
+            {"header": {"name": "x-gray", "value": "yes"}},
+            {"cookie": {"name": "gray"}},
+            {"query": {"name": "gray", "value": "1"}}
+        ]}], "sticky": {"max_age_ms": 60000}}"#;
+        let split: Split = serde_json::from_str(text).unwrap();
+        assert_eq!(split.rules[0].when.len(), 3);
+        assert_eq!(split.rules[0].when[1].value(), None);
+        let again = serde_json::to_string(&split).unwrap();
+        assert_eq!(serde_json::from_str::<Split>(&again).unwrap(), split);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! A Backend that drains takes nothing new, finishes what it has, and is reported then.
 
-use stead_core::routes::{AppRoutes, FailReason, Split, ToServe};
+use std::sync::atomic::Ordering;
+
+use stead_core::routes::{AppRoutes, FailReason, Protocol, Split, ToServe};
 
 use crate::kit::*;
 
@@ -152,4 +154,48 @@ async fn clients_that_give_up_are_not_failures() {
     let release = gateway.report().apps[0].releases[0].clone();
     assert_eq!((release.received, release.in_flight), (3, 0));
     assert_eq!(release.outcomes.failed.get(&FailReason::ClosedEarly), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_closes_connections_that_are_idle_and_the_others_when_they_are_done() {
+    for protocol in [Protocol::Http1, Protocol::H2c] {
+        let control = Control::start();
+        let app = match protocol {
+            Protocol::Http1 => TestApp::start(1).await,
+            Protocol::H2c => TestApp::h2c(1).await,
+        };
+        let with = |backend| AppRoutes { protocol, ..routes([backend]) };
+        let open = || app.state.open.load(Ordering::SeqCst);
+        control.put(APP, with(app.open())).await;
+        let gateway = control.gateway().await;
+        let addr = gateway.http_addrs()[0];
+
+        // Idle: closed at once, not when they would have been too old.
+        let mut idle = Raw::connect(addr).await;
+        assert_eq!(idle.get("/").await.status, 200);
+        assert!(open() > 0);
+        control.put(APP, with(app.draining())).await;
+        let began = std::time::Instant::now();
+        until("idle ones are closed", || open() == 0).await;
+        assert!(began.elapsed() < std::time::Duration::from_millis(500), "{protocol:?}");
+
+        // In use: closed with the end of the last request.
+        control.put(APP, with(app.open())).await;
+        let mut busy = [Raw::connect(addr).await, Raw::connect(addr).await];
+        let before = app.requests();
+        for client in &mut busy {
+            client.send(format!("GET /wait HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+        }
+        app.got(before + 2).await;
+        let generation = control.put(APP, with(app.draining())).await;
+        assert!(open() > 0);
+        app.state.go.add_permits(busy.len());
+        for client in &mut busy {
+            assert_eq!(client.answer().await.status, 200, "{protocol:?}");
+        }
+        control.heard_drained(&app, generation).await;
+        let began = std::time::Instant::now();
+        until("all are closed", || open() == 0).await;
+        assert!(began.elapsed() < std::time::Duration::from_millis(500), "{protocol:?}");
+    }
 }

@@ -199,6 +199,10 @@ impl Control {
         self.connected.load(Ordering::SeqCst)
     }
 
+    pub fn count_heard(&self, is: impl Fn(&ToServe) -> bool) -> usize {
+        self.heard.lock().unwrap().iter().filter(|heard| is(heard)).count()
+    }
+
     pub fn has_heard(&self, is: impl Fn(&ToServe) -> bool) -> bool {
         self.heard.lock().unwrap().iter().any(is)
     }
@@ -243,6 +247,8 @@ pub struct AppState {
     pub requests: AtomicUsize,
     /// TCP connections that were made.
     pub connections: AtomicUsize,
+    /// The mark that each was made with, where the network passes it on.
+    pub marks: Mutex<Vec<u32>>,
     /// Of these, those that are open.
     pub open: AtomicUsize,
     /// What `/wait` and `/sse` wait for.
@@ -277,6 +283,7 @@ impl TestApp {
             name: name.clone(),
             requests: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            marks: Mutex::default(),
             open: AtomicUsize::new(0),
             go: Semaphore::new(0),
         });
@@ -290,6 +297,8 @@ impl TestApp {
                     accepted = listener.accept() => accepted.unwrap().0,
                     _ = over.changed() => return,
                 };
+                let mark = socket2::SockRef::from(&stream).mark().unwrap();
+                shared.marks.lock().unwrap().push(mark);
                 shared.connections.fetch_add(1, Ordering::SeqCst);
                 shared.open.fetch_add(1, Ordering::SeqCst);
                 let (shared, state, mut over) = (shared.clone(), shared.clone(), dead.clone());

@@ -4,8 +4,10 @@
 mod drain;
 mod kit;
 mod limits;
+mod marks;
 mod parking;
 mod process;
+mod split;
 mod takeover;
 mod tls;
 mod traffic;

@@ -219,16 +219,3 @@ async fn requests_before_the_first_table_wait_for_it() {
     assert_eq!(within(second).await.unwrap().unwrap().status(), 200);
     within(gateway.acknowledged()).await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_wait_for_the_first_table_has_an_end() {
-    let control = Control::new();
-    let mut config = control.config();
-    config.limits.table_time = Duration::from_millis(200);
-    let gateway = stead_gateway::Gateway::start(config).await.unwrap();
-    let began = Instant::now();
-    let answer = Raw::connect(gateway.http_addrs()[0]).await.get("/").await;
-    assert_eq!(answer.status, 503);
-    assert!(answer.headers.contains_key("retry-after"));
-    assert!(began.elapsed() >= Duration::from_millis(200));
-}

@@ -1,5 +1,7 @@
 //! Requests of all kinds pass, both ways, unharmed and unbuffered.
 
+use std::time::{Duration, Instant};
+
 use http_body_util::BodyExt;
 use stead_core::routes::{Protocol, ToServe};
 
@@ -24,9 +26,15 @@ async fn one_connection_serves_many_requests_and_so_does_one_to_the_app() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_hosts_and_missing_routes_are_told_apart() {
     let control = Control::new();
-    let gateway = control.gateway_with(control.config()).await;
+    let mut config = control.config();
+    config.limits.table_time = Duration::from_millis(200);
+    let gateway = control.gateway_with(config).await;
     let mut client = Raw::connect(gateway.http_addrs()[0]).await;
-    assert_eq!(client.get("/").await.status, 503);
+    let began = Instant::now();
+    let answer = client.get("/").await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.headers.contains_key("retry-after"));
+    assert!(began.elapsed() >= Duration::from_millis(200), "it waits for the first table");
     control.listen();
     control.heard("hello", |m| matches!(m, ToServe::Ack { .. })).await;
     let answer = client.get("/").await;

@@ -1,6 +1,5 @@
 //! `stead deploy`: from a manifest, a source and flags to a Release that runs.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,11 +7,12 @@ use anyhow::Result;
 use clap::Args;
 use stead_core::api::{Accepted, DeployRequest};
 use stead_core::error::{Code, UserError};
-use stead_core::manifest::{FileSource, Http, Manifest, Port, Strategy, parse};
+use stead_core::manifest::{FileSource, Http, Manifest, Port, Problems, parse};
 use stead_core::name::AppName;
 
 use super::config::Pair;
 use super::follow::{self, Aim, Wait};
+use super::rollout_flags::RolloutFlags;
 use super::{Context, app_path, image, plan};
 use crate::source::Source;
 
@@ -34,9 +34,6 @@ pub(super) struct Deploy {
     /// Show what would change, and change nothing
     #[arg(long)]
     plan: bool,
-    /// How Instances change: in-place or recreate
-    #[arg(long, value_name = "S")]
-    strategy: Option<Strategy>,
     /// Number of Instances
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     instances: Option<u32>,
@@ -51,6 +48,8 @@ pub(super) struct Deploy {
     message: Option<String>,
     #[command(flatten)]
     wait: Wait,
+    #[command(flatten)]
+    rollout: RolloutFlags,
 }
 
 pub(super) async fn run(context: &Context, args: Deploy) -> Result<()> {
@@ -112,6 +111,11 @@ fn intent(context: &Context, args: &Deploy) -> Result<(Manifest, Option<Source>)
         None => folder,
     };
     overlay(&mut manifest, context, args);
+    // What flags and manifest ask for together; each alone was checked when it was read.
+    let list = manifest.problems();
+    if !list.is_empty() {
+        return Err(Problems { origin: "deploy".to_owned(), list }.into());
+    }
     let source = match Source::find(&manifest.source, &base)? {
         Source::Reference(_) => None,
         source => Some(source),
@@ -126,9 +130,7 @@ fn overlay(manifest: &mut Manifest, context: &Context, args: &Deploy) {
     if let Some(namespace) = &context.namespace {
         manifest.namespace = namespace.clone();
     }
-    if let Some(strategy) = args.strategy {
-        manifest.rollout.strategy = Some(strategy);
-    }
+    args.rollout.lie_over(&mut manifest.rollout);
     if let Some(instances) = args.instances {
         manifest.instances = instances;
     }
@@ -144,17 +146,13 @@ fn overlay(manifest: &mut Manifest, context: &Context, args: &Deploy) {
 fn read(file: &Path, folder: &Path) -> Result<Manifest> {
     let text = small_text(file, "the manifest")?;
     let mut manifest = parse(&text, &file.display().to_string())?;
-    let files = std::mem::take(&mut manifest.files);
-    manifest.files = files
-        .into_iter()
-        .map(|(target, source)| match source {
-            FileSource::Path(path) => {
-                let content = small_text(&folder.join(path), &format!("files.{target}"))?;
-                Ok((target, FileSource::Content { content }))
-            }
-            content => Ok((target, content)),
-        })
-        .collect::<Result<BTreeMap<_, _>, UserError>>()?;
+    let beside = manifest.sidecars.iter_mut().map(|sidecar| &mut sidecar.files);
+    for (target, source) in std::iter::once(&mut manifest.files).chain(beside).flatten() {
+        if let FileSource::Path(path) = source {
+            let content = small_text(&folder.join(path), &format!("files.{target}"))?;
+            *source = FileSource::Content { content };
+        }
+    }
     Ok(manifest)
 }
 
@@ -194,6 +192,7 @@ fn name_of(source: &str) -> Result<AppName, UserError> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use stead_core::manifest::Strategy;
 
     use super::*;
     use crate::client::{Client, Endpoint};
@@ -236,7 +235,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("web.yaml");
         fs::write(dir.path().join("c.toml"), "a = 1\n").unwrap();
-        let text = "app: web\nsource: web:1\nenv: {A: x, B: y}\nfiles: {/etc/c.toml: ./c.toml}\n";
+        let text = "app: web\nsource: web:1\nenv: {A: x, B: y}\nfiles: {/etc/c.toml: ./c.toml}\n\
+                    sidecars: [{name: s, source: s, files: {/etc/s.toml: ./c.toml}}]\n";
         fs::write(&file, text).unwrap();
         let file = file.to_str().unwrap();
         let (manifest, source) = intended(&[
@@ -261,7 +261,22 @@ mod tests {
         assert_eq!(manifest.rollout.strategy(), Strategy::Recreate);
         let env: Vec<_> = manifest.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
         assert_eq!(env, ["A=x", "B=z=1"]);
-        let content = manifest.files.values().next().unwrap();
-        assert_eq!(*content, FileSource::Content { content: "a = 1\n".into() });
+        for files in [&manifest.files, &manifest.sidecars[0].files] {
+            let content = files.values().next().unwrap();
+            assert_eq!(*content, FileSource::Content { content: "a = 1\n".into() });
+        }
+    }
+
+    #[test]
+    fn what_flags_and_manifest_ask_for_must_go_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("web.yaml");
+        let text = "app: web\nsource: web:1\nvolumes: [{name: data, mount: /data}]\n";
+        fs::write(&file, text).unwrap();
+        let line = ["deploy", "-f", file.to_str().unwrap(), "--strategy", "handover"];
+        let error = intent(&context(), &Line::parse_from(line).deploy).unwrap_err();
+        let problems = error.downcast_ref::<Problems>().unwrap();
+        assert_eq!(problems.list[0].code, Code::ManifestConflict);
+        assert_eq!(problems.list[0].path, "rollout.strategy");
     }
 }

@@ -11,6 +11,7 @@ mod look;
 mod namespace;
 mod plan;
 mod platform;
+mod rollout_flags;
 mod stream;
 mod token;
 
