@@ -269,8 +269,7 @@ impl App {
         };
         // Where nothing runs there is nothing to protect: Sandboxes are made beside the pull.
         if !waits {
-            rollout.phase =
-                rollout.begin(Some(&settings.rollout), &self.ordinals(), change.now);
+            rollout.phase = rollout.begin(Some(&settings.rollout), &self.ordinals(), change.now);
         }
         self.rollout = Some(rollout);
         number
@@ -301,9 +300,11 @@ impl App {
     /// Stops the Rollout where it is: what has begun is finished, no other Instance changes.
     pub fn pause(&mut self, by: &str, now: Time) -> Result<(), UserError> {
         let key = self.key.clone();
-        let Some(rollout) = self.rollout.as_mut().filter(|rollout| {
-            matches!(rollout.phase, Phase::Pulling | Phase::Progressing { .. })
-        }) else {
+        let Some(rollout) = self
+            .rollout
+            .as_mut()
+            .filter(|rollout| matches!(rollout.phase, Phase::Pulling | Phase::Progressing { .. }))
+        else {
             return Err(nothing_under_way(&key, "only a rollout that changes instances is paused"));
         };
         if rollout.paused.is_none() {
@@ -338,15 +339,13 @@ impl App {
         let Some(rollout) = &mut self.rollout else { return refused("nothing was deployed yet") };
         let phase = match &rollout.phase {
             Phase::Watching { .. } => Phase::Done { at: now },
-            Phase::Progressing { batch, .. } if all => {
-                Phase::Progressing {
-                    batch: batch + 1,
-                    reach: crate::rollout::Reach::All,
-                    done: 0,
-                    since: now,
-                    gate: None,
-                }
-            }
+            Phase::Progressing { batch, .. } if all => Phase::Progressing {
+                batch: batch + 1,
+                reach: crate::rollout::Reach::All,
+                done: 0,
+                since: now,
+                gate: None,
+            },
             Phase::Progressing { gate: Some(_), .. } => {
                 match rollout.next_batch(Some(rules), &ordinals, now) {
                     Some(phase) => phase,

@@ -4,8 +4,8 @@
 use std::fmt;
 
 use crate::fleet::{
-    ContainerSeen, ContainerState, Fallback, Fleet, FleetSeen, Health, Part, Plan, ReleaseSpec, Slot,
-    Step, TrafficState,
+    ContainerSeen, ContainerState, Fallback, Fleet, FleetSeen, Health, Part, Plan, ReleaseSpec,
+    Slot, Step, TrafficState,
 };
 use crate::ids::Ordinal;
 
@@ -113,8 +113,7 @@ fn start_clash(
     }
     let release = fleet.wanted(ordinal).unwrap_or(starting.revision).release;
     let alone = fleet.releases.get(&release).and_then(ReleaseSpec::alone);
-    (alone.is_some() && !beside.is_empty())
-        .then_some("what cannot run twice does not run twice")
+    (alone.is_some() && !beside.is_empty()).then_some("what cannot run twice does not run twice")
 }
 
 /// Draining leaves at least the floor in service, counting what serves of what is wanted.
@@ -141,11 +140,7 @@ fn floor(fleet: &Fleet, seen: &FleetSeen, plan: &Plan, found: &mut Vec<Violation
     }
 }
 
-fn container_of<'a>(
-    seen: &'a FleetSeen,
-    ordinal: Ordinal,
-    id: &str,
-) -> Option<&'a ContainerSeen> {
+fn container_of<'a>(seen: &'a FleetSeen, ordinal: Ordinal, id: &str) -> Option<&'a ContainerSeen> {
     seen.instances.get(&ordinal)?.containers.iter().find(|c| c.id.as_str() == id)
 }
 
@@ -155,9 +150,7 @@ pub fn check_world(seen: &FleetSeen) -> Vec<Violation> {
     for (ordinal, instance) in &seen.instances {
         for container in instance.containers.iter().filter(|c| c.exists()) {
             let twin = instance.of(&container.part).find(|other| {
-                other.id > container.id
-                    && other.exists()
-                    && other.slot == container.slot
+                other.id > container.id && other.exists() && other.slot == container.slot
             });
             if let Some(twin) = twin {
                 found.push(broken(

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use stead_core::fleet::{
-    ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, ImageSeen, InstanceSeen, Plan,
-    Step, StopCause, TrafficState, backoff, plan,
+    ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, HookSeen, ImageSeen,
+    InstanceSeen, Lineup, Part, Plan, Revision, Step, StopCause, TrafficState, backoff, plan,
 };
 use stead_core::ids::{ContainerId, Ordinal};
 use stead_core::invariants::{check_plan, check_world};
@@ -53,23 +53,27 @@ impl Ideal {
                 assert!(instance.sandbox.is_none(), "{step}");
                 instance.sandbox = Some(sandbox(fleet, *revision));
             }
-            Step::Prepare { ordinal, revision } => {
+            Step::Prepare { ordinal, part, revision, slot } => {
                 self.made += 1;
                 let id = format!("new-{}", self.made);
-                let (state, traffic) = (ContainerState::Prepared, TrafficState::Detached);
                 let instance = self.seen.instances.get_mut(ordinal).expect("it has a sandbox");
-                instance.containers.push(container(&id, *revision, state, traffic));
+                let id = ContainerId(id);
+                instance.containers.push(ContainerSeen::prepared(id, part.clone(), *slot, *revision));
             }
             Step::Discard { ordinal, container } => {
                 let instance = self.seen.instances.get_mut(ordinal).expect("it was seen");
                 let at = find(instance, container);
-                assert!(!instance.containers[at].alive(), "{step}");
+                assert!(!instance.containers[at].exists(), "{step}");
                 instance.containers.remove(at);
             }
             Step::RemoveSandbox { ordinal } => {
                 self.seen.instances.remove(ordinal);
             }
             Step::Start { ordinal, container: id }
+            | Step::Update { ordinal, container: id, .. }
+            | Step::Freeze { ordinal, container: id }
+            | Step::Thaw { ordinal, container: id, .. }
+            | Step::Hook { ordinal, container: id, .. }
             | Step::Attach { ordinal, container: id }
             | Step::Detach { ordinal, container: id, .. }
             | Step::Stop { ordinal, container: id, .. } => {
@@ -82,7 +86,20 @@ impl Ideal {
                         container.state =
                             ContainerState::Running { since: now, health: Health::Starting };
                     }
-                    Step::Attach { .. } => container.traffic = TrafficState::Attached,
+                    Step::Update { revision, .. } => container.revision = *revision,
+                    Step::Freeze { .. } => container.state = ContainerState::Frozen { since: now },
+                    Step::Thaw { revision, .. } => {
+                        container.revision = *revision;
+                        container.state =
+                            ContainerState::Running { since: now, health: Health::Starting };
+                    }
+                    Step::Hook { hook, revision, .. } => {
+                        container.hooks.push(HookSeen { hook: *hook, run: revision.run });
+                    }
+                    Step::Attach { .. } => {
+                        container.traffic = TrafficState::Attached;
+                        instance.slot = container.slot;
+                    }
                     Step::Detach { .. } => container.traffic = TrafficState::Draining,
                     _ => container.state = ContainerState::Stopping { since: now },
                 }
@@ -107,7 +124,7 @@ fn self_acting(container: &mut ContainerSeen, now: Time) {
                 intended: true,
             });
         }
-        ContainerState::Prepared | ContainerState::Exited(_) => {}
+        ContainerState::Prepared | ContainerState::Frozen { .. } | ContainerState::Exited(_) => {}
     }
     if container.traffic == TrafficState::Draining {
         container.traffic = TrafficState::Detached;
@@ -115,14 +132,15 @@ fn self_acting(container: &mut ContainerSeen, now: Time) {
 }
 
 fn is_settled(fleet: &Fleet, seen: &FleetSeen) -> bool {
-    let wanted = (0..fleet.instances).filter(|n| fleet.wanted(Ordinal(*n)).is_some());
-    let all_serve = wanted.clone().all(|n| {
-        let instance = &seen.instances.get(&Ordinal(n));
-        let serving = instance.and_then(|i| i.serving()).map(|c| c.revision);
-        serving == fleet.wanted(Ordinal(n))
-            && instance.is_some_and(|instance| instance.containers.len() == 1)
+    let wanted: Vec<Ordinal> = fleet.ordinals().chain(fleet.surplus()).collect();
+    let wanted: Vec<Ordinal> = wanted.into_iter().filter(|o| fleet.wanted(*o).is_some()).collect();
+    let all_serve = wanted.iter().all(|ordinal| {
+        let Some(instance) = seen.instances.get(ordinal) else { return false };
+        let serving = instance.serving().map(|c| c.revision);
+        serving == fleet.wanted(*ordinal)
+            && instance.containers.iter().filter(|c| !c.is_frozen()).count() == 1
     });
-    all_serve && seen.instances.len() == wanted.count()
+    all_serve && seen.instances.len() == wanted.len()
 }
 
 proptest! {
@@ -197,7 +215,11 @@ fn upgrade(
     change: impl Fn(&mut stead_core::manifest::Manifest),
 ) -> (Fleet, FleetSeen) {
     let old = simple_fleet(instances, revision(1, 1), &change);
-    let new = Fleet { target: Some(revision(2, 2)), ..old.clone() };
+    let new = Fleet {
+        lineup: Some(Lineup::all(revision(2, 2))),
+        heading: Some(revision(2, 2)),
+        ..old.clone()
+    };
     (new, settled(&old))
 }
 
@@ -205,7 +227,7 @@ fn upgrade(
 fn an_upgrade_prepares_then_drains_then_stops_then_starts_then_attaches() {
     let (fleet, mut seen) = upgrade(1, |_| {});
     let id = Ordinal(0);
-    assert_eq!(steps(&fleet, &seen), ["prepare 0 for 2.2"]);
+    assert_eq!(steps(&fleet, &seen), ["prepare 0 for 2.2 in slot a"]);
     let prepared =
         container("new", revision(2, 2), ContainerState::Prepared, TrafficState::Detached);
     seen.instances.get_mut(&id).unwrap().containers.push(prepared);
@@ -236,7 +258,8 @@ fn nothing_is_taken_out_for_an_image_that_is_not_here() {
     });
     seen.images.remove(&digest(2));
     assert_eq!(steps(&fleet, &seen), ["pull release 2"]);
-    let (fleet, mut seen) = upgrade(2, |settings| settings.rollout.strategy = Some(Change::Recreate));
+    let (fleet, mut seen) =
+        upgrade(2, |settings| settings.rollout.strategy = Some(Change::Recreate));
     seen.images.remove(&digest(2));
     assert_eq!(steps(&fleet, &seen), ["pull release 2"]);
 }
@@ -254,7 +277,7 @@ fn as_many_change_at_once_as_may_be_out() {
 #[test]
 fn an_upgrade_begun_is_finished_before_the_next_begins() {
     let (fleet, mut seen) = upgrade(3, |_| {});
-    assert_eq!(steps(&fleet, &seen), ["prepare 2 for 2.2"], "from the last to the first");
+    assert_eq!(steps(&fleet, &seen), ["prepare 2 for 2.2 in slot a"], "from the last to the first");
     let prepared =
         container("new", revision(2, 2), ContainerState::Prepared, TrafficState::Detached);
     seen.instances.get_mut(&Ordinal(0)).unwrap().containers.push(prepared);
@@ -265,10 +288,9 @@ fn an_upgrade_begun_is_finished_before_the_next_begins() {
 fn a_rerun_changes_one_instance_in_its_sandbox() {
     let mut fleet = simple_fleet(3, revision(1, 1), |_| {});
     let seen = settled(&fleet);
-    fleet.reruns.insert(Ordinal(1), 2);
-    assert_eq!(steps(&fleet, &seen), ["prepare 1 for 1.2"]);
-    fleet.target = Some(revision(1, 3));
-    assert_eq!(fleet.wanted(Ordinal(1)), Some(revision(1, 3)), "a later run is for all");
+    let again = Revision { since: 2, ..revision(1, 2) };
+    fleet.lineup = fleet.lineup.map(|lineup| lineup.with([Ordinal(1)], again));
+    assert_eq!(steps(&fleet, &seen), ["prepare 1 for 1.2 in slot a"]);
 }
 
 #[test]
@@ -279,13 +301,13 @@ fn a_crashed_container_waits_for_its_back_off_and_no_longer() {
     instance.containers.clear();
     let error = stead_core::error::UserError::new(stead_core::error::Code::ExitedAtOnce, "", "");
     instance.trouble =
-        Some(stead_core::fleet::Trouble { revision: revision(1, 1), error, at: NOW, count: 4 });
+        Some(stead_core::fleet::Trouble { revision: revision(1, 1), error, at: NOW, count: 4, was_ready: false });
     let waiting = plan(&fleet, &seen, NOW);
     assert_eq!((waiting.steps.len(), waiting.wake), (0, Some(NOW + backoff(4))));
     let due = plan(&fleet, &seen, NOW + backoff(4));
     assert_eq!(due.steps.len(), 1);
-    let other = Fleet { target: Some(revision(2, 2)), ..fleet };
-    assert_eq!(steps(&other, &seen), ["prepare 0 for 2.2"], "another revision need not wait");
+    let other = Fleet { lineup: Some(Lineup::all(revision(2, 2))), ..fleet };
+    assert_eq!(steps(&other, &seen), ["prepare 0 for 2.2 in slot a"], "another revision need not wait");
 }
 
 #[test]
@@ -313,7 +335,7 @@ fn what_is_not_ready_in_time_is_ended_for_that() {
     let mut seen = settled(&fleet);
     let container = &mut seen.instances.get_mut(&Ordinal(0)).unwrap().containers[0];
     (container.state, container.traffic) = (running(Health::Starting), TrafficState::Detached);
-    let deadline = NOW + fleet.target_spec().unwrap().startup_timeout();
+    let deadline = NOW + fleet.heading_spec().unwrap().startup_timeout(&Part::Main);
     let waiting = plan(&fleet, &seen, NOW);
     assert_eq!((waiting.steps.len(), waiting.wake), (0, Some(deadline)));
     let late = plan(&fleet, &seen, deadline).steps;

@@ -252,11 +252,13 @@ async fn however_often_serve_ends_amid_its_work_nothing_is_left_over() {
     for round in 0..24 {
         wanted.generation = Generation(u64::from(round) + 1);
         // Now another Release, now the same one run anew, once a scale to none.
-        wanted.target = wanted.target.map(|was| Revision { run: round, ..was });
-        wanted.target = wanted
-            .target
-            .filter(|_| round % 3 != 0)
-            .or_else(|| fleet(&node.app, 1, 1, (1 + round / 3 % 2, round), &releases).target);
+        wanted.lineup = match round % 3 {
+            0 => fleet(&node.app, 1, 1, (1 + round / 3 % 2, round), &releases).lineup,
+            _ => wanted.lineup.map(|was| {
+                Lineup::all(Revision { run: round, since: round, ..was.base })
+            }),
+        };
+        wanted.heading = wanted.lineup.as_ref().map(|lineup| lineup.base);
         wanted.instances = u32::from(round != 11);
         node.engine().apply(wanted.clone()).await.unwrap();
         // Each round ends a little later in the work, up to its end.
@@ -264,7 +266,7 @@ async fn however_often_serve_ends_amid_its_work_nothing_is_left_over() {
         node.engine = None;
         node.open().await;
     }
-    let target = wanted.target.unwrap();
+    let target = wanted.heading.unwrap();
     let good = |i: &InstanceSeen| match i.containers.as_slice() {
         [only] => only.serves() && only.revision == target,
         _ => false,

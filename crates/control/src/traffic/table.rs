@@ -199,6 +199,7 @@ impl Entry {
             backends,
             split: routing.split.clone(),
             slow_start_ms: routing.slow_start.millis(),
+            report_ms: routing.trial.then_some(TRIAL_REPORT_MS),
             park: ParkPolicy {
                 max_wait_ms: routing.park.max_wait.millis(),
                 max_requests: routing.park.max_requests,
@@ -210,6 +211,10 @@ impl Entry {
         })
     }
 }
+
+/// How often gateways report on an App whose new Release is tried out: what is bad is to be
+/// seen within seconds.
+const TRIAL_REPORT_MS: u64 = 250;
 
 impl Member {
     fn routed(&self) -> routes::Backend {
@@ -242,6 +247,9 @@ mod tests {
             hosts: vec!["web.default.localhost".into()],
             http: None,
             park: manifest::Park::default(),
+            split: Split::default(),
+            slow_start: manifest::Span::ZERO,
+            trial: false,
             stopped: false,
         }
     }
@@ -250,7 +258,7 @@ mod tests {
         Backend {
             container: ContainerId(container.into()),
             instance: Ordinal(0),
-            revision: Revision { release: ReleaseNo(1), run: 1 },
+            revision: Revision { release: ReleaseNo(1), run: 1, since: 0 },
             addr: "10.0.0.2:80".parse().unwrap(),
         }
     }

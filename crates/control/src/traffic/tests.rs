@@ -4,8 +4,8 @@ use super::*;
 use futures_util::FutureExt;
 use stead_core::fleet::Revision;
 use stead_core::ids::{Ordinal, ReleaseNo};
-use stead_core::manifest::Park;
-use stead_core::routes::{BackendState, Report, RouteTable, ToServe};
+use stead_core::manifest::{Park, Span};
+use stead_core::routes::{BackendState, Report, RouteTable, Split, ToServe};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -137,14 +137,22 @@ fn backend(container: &str) -> Backend {
     Backend {
         container: id(container),
         instance: Ordinal(0),
-        revision: Revision { release: ReleaseNo(1), run: 1 },
+        revision: Revision { release: ReleaseNo(1), run: 1, since: 0 },
         addr: "10.0.0.2:80".parse().unwrap(),
     }
 }
 
 fn routing() -> Routing {
     let hosts = vec!["web.default.localhost".to_owned()];
-    Routing { hosts, http: None, park: Park::default(), stopped: false }
+    Routing {
+        hosts,
+        http: None,
+        park: Park::default(),
+        split: Split::default(),
+        slow_start: Span::ZERO,
+        trial: false,
+        stopped: false,
+    }
 }
 
 async fn soon<T>(task: JoinHandle<T>) -> T {

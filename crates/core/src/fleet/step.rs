@@ -190,7 +190,9 @@ impl fmt::Display for Step {
             Step::Prepare { ordinal, part, revision, .. } => {
                 write!(f, "prepare {part} of {ordinal} for {revision}")
             }
-            Step::Update { container, revision, .. } => write!(f, "update {container} to {revision}"),
+            Step::Update { container, revision, .. } => {
+                write!(f, "update {container} to {revision}")
+            }
             Step::Freeze { container, .. } => write!(f, "freeze {container}"),
             Step::Thaw { container, revision, .. } => write!(f, "thaw {container} for {revision}"),
             Step::Hook { container, hook, .. } => write!(f, "{} of {container}", hook.as_str()),

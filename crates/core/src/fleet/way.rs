@@ -6,7 +6,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{ContainerSeen, Fleet, FleetSeen, InstanceSeen, Part, ReleaseSpec, Revision, SandboxSeen};
+use super::{
+    ContainerSeen, Fleet, FleetSeen, InstanceSeen, Part, ReleaseSpec, Revision, SandboxSeen,
+};
 use crate::ids::Ordinal;
 use crate::manifest::{Effect, Strategy};
 

@@ -111,12 +111,7 @@ impl Journey<'_> {
         stay(Some(deadline), "the image is being fetched")
     }
 
-    fn progressing(
-        &self,
-        at: &Leg<'_>,
-        gate: Option<&Gate>,
-        verdict: Option<&Verdict>,
-    ) -> Advance {
+    fn progressing(&self, at: &Leg<'_>, gate: Option<&Gate>, verdict: Option<&Verdict>) -> Advance {
         if self.seen.generation < self.fleet.generation {
             return stay(None, "the engine has not taken it up yet");
         }
@@ -170,9 +165,8 @@ impl Journey<'_> {
     /// A batch is through: on to the gate, or to the end.
     fn through(&self, at: &Leg<'_>) -> Advance {
         if *at.reach == Reach::All {
-            let watch = self.rules().map_or(Micros(0), |rules| {
-                Micros::from_millis(rules.watch.millis())
-            });
+            let watch =
+                self.rules().map_or(Micros(0), |rules| Micros::from_millis(rules.watch.millis()));
             if self.rollout.is_trial() && self.rollout.only.is_none() && watch > Micros(0) {
                 let phase = Phase::Watching { since: self.now, until: self.now + watch };
                 return go(phase, "every instance runs the new release");
@@ -240,7 +234,10 @@ impl Journey<'_> {
             Some(Verdict::Worse { why, .. }) => {
                 let why = UserError::new(
                     Code::ReleaseWorse,
-                    format!("release {} is worse than the one before: {why}", self.rollout.to.release),
+                    format!(
+                        "release {} is worse than the one before: {why}",
+                        self.rollout.to.release
+                    ),
                     "see the figures with `stead rollout status`, and what it logs with `stead logs`",
                 );
                 Some(go(self.fail(why), "the new release is measurably worse"))
@@ -261,8 +258,7 @@ impl Journey<'_> {
     fn images_here(&self) -> bool {
         let spec = self.fleet.releases.get(&self.rollout.to.release);
         spec.is_some_and(|spec| {
-            spec.images()
-                .all(|(image, _)| self.seen.images.get(image) == Some(&ImageSeen::Present))
+            spec.images().all(|(image, _)| self.seen.images.get(image) == Some(&ImageSeen::Present))
         })
     }
 

@@ -286,9 +286,8 @@ impl Rollout {
             return None;
         };
         let batch = batch + 1;
-        let reach = rules.map_or(Reach::All, |rules| {
-            stage::reach_at(rules, batch, ordinals, already)
-        });
+        let reach =
+            rules.map_or(Reach::All, |rules| stage::reach_at(rules, batch, ordinals, already));
         Some(Phase::Progressing { batch, reach, done: *done, since: now, gate: None })
     }
 

@@ -66,9 +66,7 @@ pub(crate) fn reach_at(
     let count = u32::try_from(ordinals.len()).unwrap_or(u32::MAX);
     let stages = stages(rules, count);
     match stages.get(index as usize) {
-        Some(stage) if (index as usize) + 1 < stages.len() => {
-            stage.reach(rules, ordinals, already)
-        }
+        Some(stage) if (index as usize) + 1 < stages.len() => stage.reach(rules, ordinals, already),
         _ => Reach::All,
     }
 }

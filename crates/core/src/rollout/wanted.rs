@@ -26,6 +26,8 @@ pub struct Routing {
     pub split: Split,
     /// Over how long the share of a fresh Container grows.
     pub slow_start: Span,
+    /// A new Release is tried out: its figures are wanted often.
+    pub trial: bool,
     /// A person stopped the App: requests get a 503 that says so, at once.
     pub stopped: bool,
 }
@@ -88,6 +90,9 @@ pub fn wanted(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Wanted 
                 park: spec.settings.park.clone(),
                 split: split(app, releases),
                 slow_start: spec.settings.lifecycle.slow_start,
+                trial: app
+                    .active()
+                    .is_some_and(|r| r.is_trial() && rules.is_some_and(|r| r.analysis.is_on())),
                 stopped: app.stopped,
             }
         });
@@ -111,8 +116,7 @@ fn split(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Split {
         return split;
     };
     if !asked.matches.is_empty() {
-        split.rules =
-            vec![Rule { when: asked.matches.clone(), release: rollout.to.release }];
+        split.rules = vec![Rule { when: asked.matches.clone(), release: rollout.to.release }];
     }
     if let Some(weight) = asked.weight() {
         split.weights = weights(rollout, u32::from(weight));

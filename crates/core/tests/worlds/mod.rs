@@ -1,17 +1,19 @@
 //! Fleets and what is seen of them, generated: every world that can occur, and settled ones.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use stead_core::error::{Code, UserError};
 use stead_core::fleet::{
-    ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, ImageSeen, InstanceSeen,
-    ReleaseSpec, Revision, SandboxSeen, TrafficState, Trouble,
+    ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, ImageSeen, InstanceSeen, Lineup,
+    MemorySeen, Part, ReleaseSpec, Revision, SandboxSeen, Slot, TrafficState, Trouble,
 };
 use stead_core::ids::{ContainerId, Digest, Generation, Ordinal, ReleaseNo, SandboxId};
-use stead_core::manifest::{Amount, Manifest, Span, Strategy as Change, Volume};
+use stead_core::manifest::{
+    Amount, Hook, HookRun, Hooks, Manifest, Span, Strategy as Change, Volume,
+};
 use stead_core::name::AppKey;
 use stead_core::time::Time;
 
@@ -35,11 +37,12 @@ pub fn spec(release: u32, change: impl FnOnce(&mut Manifest)) -> ReleaseSpec {
     let mut settings = manifest();
     change(&mut settings);
     let reference = format!("sim/web:{release}");
-    ReleaseSpec { image: digest(release), reference, settings: Arc::new(settings) }
+    let image = digest(release);
+    ReleaseSpec { image, reference, sidecars: BTreeMap::new(), settings: Arc::new(settings) }
 }
 
 pub fn revision(release: u32, run: u32) -> Revision {
-    Revision { release: ReleaseNo(release), run }
+    Revision { release: ReleaseNo(release), run, since: 0 }
 }
 
 pub fn volume() -> Volume {
@@ -56,8 +59,11 @@ pub fn simple_fleet(instances: u32, target: Revision, change: impl Fn(&mut Manif
         app: key(),
         generation: Generation(5),
         instances,
-        target: Some(target),
-        reruns: BTreeMap::new(),
+        absent: BTreeSet::new(),
+        lineup: Some(Lineup::all(target)),
+        heading: Some(target),
+        surge: 0,
+        paused: false,
         releases: (1..=RELEASES).map(|n| (ReleaseNo(n), spec(n, &change))).collect(),
     }
 }
@@ -78,7 +84,9 @@ pub fn container(
     state: ContainerState,
     traffic: TrafficState,
 ) -> ContainerSeen {
-    ContainerSeen { id: ContainerId(id.into()), revision, state, traffic }
+    let prepared =
+        ContainerSeen::prepared(ContainerId(id.into()), Part::Main, Slot::A, revision);
+    ContainerSeen { state, traffic, ..prepared }
 }
 
 pub fn running(health: Health) -> ContainerState {
@@ -92,57 +100,112 @@ pub fn serving(id: &str, revision: Revision) -> ContainerSeen {
 /// The world in which `fleet` is reached.
 pub fn settled(fleet: &Fleet) -> FleetSeen {
     let images = fleet.releases.values().map(|spec| (spec.image.clone(), ImageSeen::Present));
-    let instance = |n| {
-        let revision = fleet.wanted(Ordinal(n))?;
+    let instance = |ordinal| {
+        let revision = fleet.wanted(ordinal)?;
         let seen = InstanceSeen {
             sandbox: Some(sandbox(fleet, revision)),
-            containers: vec![serving(&format!("c-{n}"), revision)],
+            containers: vec![serving(&format!("c-{ordinal}"), revision)],
             ..InstanceSeen::default()
         };
-        Some((Ordinal(n), seen))
+        Some((ordinal, seen))
     };
     FleetSeen {
         generation: fleet.generation,
         images: images.collect(),
-        instances: (0..fleet.instances).filter_map(instance).collect(),
+        instances: fleet.ordinals().chain(fleet.surplus()).filter_map(instance).collect(),
+        memory: None,
     }
 }
 
 fn some_revision() -> impl Strategy<Value = Revision> {
-    (1..=RELEASES, 1..5u32).prop_map(|(release, run)| revision(release, run))
+    (1..=RELEASES, 1..5u32, 0..3u32).prop_map(|(release, run, since)| Revision {
+        since: since.min(run),
+        ..revision(release, run)
+    })
+}
+
+fn amount() -> impl Strategy<Value = Amount> {
+    prop_oneof![(0..4u32).prop_map(Amount::Count), (0..=100u8).prop_map(Amount::Percent)]
+}
+
+/// Settings of a Release: some Releases differ in what needs no restart alone.
+fn some_settings() -> impl Strategy<Value = impl Fn(&mut Manifest) + Clone + std::fmt::Debug> {
+    #[derive(Debug, Clone)]
+    struct Drawn {
+        strategy: Change,
+        max_unavailable: Amount,
+        shared: Option<bool>,
+        keep: u64,
+        memory: u64,
+        hooks: (bool, bool, bool),
+    }
+    let strategy = prop_oneof![
+        4 => Just(Change::InPlace),
+        6 => Just(Change::Handover),
+        1 => Just(Change::Recreate)
+    ];
+    let volume = prop_oneof![6 => Just(None), 1 => Just(Some(false)), 1 => Just(Some(true))];
+    let hooks = (prop::bool::weighted(0.2), prop::bool::weighted(0.2), prop::bool::weighted(0.2));
+    (strategy, amount(), volume, prop::sample::select(vec![0, 2000]), 1..3u64, hooks).prop_map(
+        |(strategy, max_unavailable, shared, keep, memory, hooks)| {
+            let drawn = Drawn { strategy, max_unavailable, shared, keep, memory, hooks };
+            move |settings: &mut Manifest| {
+                let rules = &mut settings.rollout;
+                rules.strategy = Some(drawn.strategy);
+                rules.max_unavailable = drawn.max_unavailable;
+                rules.keep_previous = Some(Span::from_millis(drawn.keep));
+                settings.lifecycle.grace = Span::from_secs(1);
+                settings.resources.memory =
+                    Some(format!("{}Mi", drawn.memory * 64).parse().expect("a quantity"));
+                settings.volumes.extend(drawn.shared.map(|shared| Volume { shared, ..volume() }));
+                let hook = |asked: bool| {
+                    asked.then(|| Hook {
+                        run: HookRun::Exec(vec!["true".into()]),
+                        deadline: Span::from_secs(1),
+                    })
+                };
+                settings.lifecycle.hooks = Hooks {
+                    before_update: hook(drawn.hooks.0),
+                    after_update: hook(drawn.hooks.1),
+                    pre_delete: hook(drawn.hooks.2),
+                };
+            }
+        },
+    )
 }
 
 pub fn some_fleet() -> impl Strategy<Value = Fleet> {
-    let settings = (
-        prop_oneof![4 => Just(Change::InPlace), 1 => Just(Change::Recreate)],
-        prop_oneof![(0..4u32).prop_map(Amount::Count), (0..=100u8).prop_map(Amount::Percent)],
-        prop::bool::weighted(0.2),
-    );
-    let releases = prop::collection::vec(settings, RELEASES as usize);
-    let reruns = prop::collection::btree_map((0..6u32).prop_map(Ordinal), 1..9u32, 0..3);
-    let target = prop::option::weighted(0.95, some_revision());
-    (0..6u32, target, reruns, releases).prop_map(|(instances, target, reruns, settings)| Fleet {
-        app: key(),
-        generation: Generation(5),
-        // Before anything was released no Instance is wanted.
-        instances: if target.is_some() { instances } else { 0 },
-        target,
-        reruns,
-        releases: (1..)
-            .zip(settings)
-            .map(|(n, (strategy, max_unavailable, with_volume))| {
-                let spec = spec(n, |settings| {
-                    settings.rollout.strategy = Some(strategy);
-                    settings.rollout.max_unavailable = max_unavailable;
-                    settings.lifecycle.grace = Span::from_secs(1);
-                    if with_volume {
-                        settings.volumes = vec![volume()];
-                    }
-                });
-                (ReleaseNo(n), spec)
-            })
-            .collect(),
-    })
+    let releases = prop::collection::vec((some_settings(), any::<bool>()), RELEASES as usize);
+    let each = prop::collection::btree_map((0..6u32).prop_map(Ordinal), some_revision(), 0..3);
+    let base = prop::option::weighted(0.95, (some_revision(), each, some_revision()));
+    let absent = prop::collection::btree_set((0..6u32).prop_map(Ordinal), 0..2);
+    (0..6u32, base, absent, 0..3u32, prop::bool::weighted(0.1), releases).prop_map(
+        |(instances, base, absent, surge, paused, settings)| {
+            let lineup =
+                base.as_ref().map(|(base, each, _)| Lineup { base: *base, each: each.clone() });
+            Fleet {
+                app: key(),
+                generation: Generation(5),
+                // Before anything was released no Instance is wanted.
+                instances: if base.is_some() { instances } else { 0 },
+                absent,
+                lineup,
+                heading: base.map(|(.., heading)| heading),
+                surge,
+                paused,
+                releases: (1..)
+                    .zip(settings)
+                    .map(|(n, (change, same_image))| {
+                        let mut spec = spec(n, change);
+                        if same_image {
+                            spec.image = digest(1);
+                        }
+                        (ReleaseNo(n), spec)
+                    })
+                    .collect(),
+            }
+        },
+    )
 }
 
 /// Where a Container that is or was running can be. Only one that was ready is attached.
@@ -161,42 +224,64 @@ fn life() -> impl Strategy<Value = (ContainerState, TrafficState)> {
         2 => since.clone().prop_map(|since| {
             (ContainerState::Running { since, health: Health::Starting }, Detached)
         }),
+        2 => since.clone().prop_map(|since| (ContainerState::Frozen { since }, Detached)),
         1 => since.clone().prop_map(|since| (ContainerState::Stopping { since }, Detached)),
         1 => (since.clone().prop_map(exit(false)), any_traffic),
         1 => (since.prop_map(exit(true)), out),
     ]
 }
 
-/// An Instance in any state that can occur: at most one Container is alive.
+/// An Instance in any state that can occur: at most one Container exists in a slot.
 fn some_instance(fleet: Fleet) -> impl Strategy<Value = InstanceSeen> {
-    let prepared = prop::collection::vec(some_revision(), 0..2);
-    let lived = prop::option::weighted(0.8, (some_revision(), life()));
+    let prepared = prop::collection::vec((some_revision(), any::<bool>()), 0..2);
+    let lived = || prop::option::weighted(0.7, (some_revision(), life(), 0..4u32));
     let trouble = prop::option::weighted(0.3, (some_revision(), 0..=NOW.0, 1..8u32));
     let wanted = fleet.wanted(Ordinal(0));
     let made_for = (any::<bool>(), some_revision())
         .prop_map(move |(fits, other)| wanted.filter(|_| fits).unwrap_or(other));
-    (prop::bool::weighted(0.9), made_for, prepared, lived, trouble).prop_map(
-        move |(has_sandbox, made_for, prepared, lived, trouble)| {
-            let mut containers = Vec::new();
-            if let Some((revision, (state, traffic))) = lived {
-                containers.push(container("", revision, state, traffic));
+    let slots = (lived(), lived(), any::<bool>());
+    (prop::bool::weighted(0.9), made_for, prepared, slots, trouble).prop_map(
+        move |(has_sandbox, made_for, prepared, (a, b, second), trouble)| {
+            let alone = |revision: &Revision| {
+                fleet.releases.get(&revision.release).is_some_and(|spec| spec.alone().is_some())
+            };
+            let mut containers: Vec<ContainerSeen> = Vec::new();
+            let mut runs_alone = false;
+            for (slot, lived) in [(Slot::A, a), (Slot::B, b)] {
+                let Some((revision, (state, traffic), born)) = lived else { continue };
+                let seen = container("", revision, state, traffic);
+                // What cannot run twice does not.
+                let wants_alone = alone(&revision)
+                    || fleet.wanted(Ordinal(0)).is_some_and(|wanted| alone(&wanted));
+                if seen.alive() && !containers.is_empty() && (wants_alone || runs_alone) {
+                    continue;
+                }
+                runs_alone |= wants_alone;
+                let born = revision.since.max(born.min(revision.run));
+                containers.push(ContainerSeen { slot, born, ..seen });
             }
-            for revision in prepared {
-                // The planner prepares one for each revision at the most.
-                if containers.iter().all(|c: &ContainerSeen| c.revision != revision) {
+            for (revision, second) in prepared {
+                // The planner prepares one for each revision at the most, and not where
+                // something stands.
+                let slot = if second { Slot::B } else { Slot::A };
+                if containers.iter().all(|c: &ContainerSeen| {
+                    c.revision != revision && !(c.slot == slot && c.is_frozen())
+                }) {
                     let state = ContainerState::Prepared;
-                    containers.push(container("", revision, state, TrafficState::Detached));
+                    let seen = container("", revision, state, TrafficState::Detached);
+                    containers.push(ContainerSeen { slot, ..seen });
                 }
             }
             let error = UserError::new(Code::ExitedAtOnce, "it ended", "look");
             InstanceSeen {
                 sandbox: has_sandbox.then(|| sandbox(&fleet, made_for)),
                 containers: if has_sandbox { containers } else { Vec::new() },
+                slot: if second { Slot::B } else { Slot::A },
                 trouble: trouble.map(|(revision, at, count)| {
                     let (at, error) = (Time(at), error.clone());
-                    Trouble { revision, error, at, count }
+                    Trouble { revision, error, at, count, was_ready: false }
                 }),
-                crashes: 0,
+                ..InstanceSeen::default()
             }
         },
     )
@@ -222,15 +307,20 @@ pub fn some_world() -> impl Strategy<Value = (Fleet, FleetSeen)> {
             0..7,
         );
         let images = prop::collection::vec(some_image(), RELEASES as usize);
-        (Just(fleet), instances, images).prop_map(|(fleet, mut instances, images)| {
+        let memory = prop::option::of((0..200u64, prop::bool::weighted(0.2)));
+        (Just(fleet), instances, images, memory).prop_map(|(fleet, mut instances, images, memory)| {
             for (ordinal, instance) in &mut instances {
                 for (n, container) in instance.containers.iter_mut().enumerate() {
                     container.id = ContainerId(format!("c-{ordinal}-{n}"));
                 }
             }
             let images = (1..).zip(images).filter_map(|(n, seen)| Some((digest(n), seen?)));
-            let seen =
-                FleetSeen { generation: fleet.generation, images: images.collect(), instances };
+            let seen = FleetSeen {
+                generation: fleet.generation,
+                images: images.collect(),
+                instances,
+                memory: memory.map(|(free, pressed)| MemorySeen { free: free << 20, pressed }),
+            };
             (fleet, seen)
         })
     })

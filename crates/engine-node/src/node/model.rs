@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use stead_core::error::UserError;
 use stead_core::fleet::{
-    ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, ImageSeen, Revision, Step,
-    TrafficState, Trouble,
+    ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, ImageSeen, Part, Revision, Slot,
+    Step, TrafficState, Trouble,
 };
 use stead_core::ids::{ContainerId, Digest, Ordinal};
 use stead_core::time::{Micros, Time};
@@ -292,7 +292,7 @@ mod tests {
 
     use super::*;
 
-    const ONE: Revision = Revision { release: ReleaseNo(1), run: 0 };
+    const ONE: Revision = Revision { release: ReleaseNo(1), run: 0, since: 0 };
 
     fn id(name: &str) -> ContainerId {
         ContainerId(name.to_owned())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use stead_core::fleet::{
-    ContainerSeen, ContainerState, Fleet, Health, InstanceSeen, ReleaseSpec, Revision, TrafficState,
+    ContainerSeen, ContainerState, Fleet, Health, InstanceSeen, Part, Revision, Slot, TrafficState,
 };
 use stead_core::ids::{ContainerId, Ordinal};
 use stead_core::name::AppKey;

@@ -57,7 +57,7 @@ async fn rollout_status(context: &Context, app: &AppName) -> Result<()> {
 
 fn rollout_text(rollout: &Rollout, ready: u32, instances: u32) -> String {
     let from =
-        rollout.from.map_or("nothing".to_owned(), |from| format!("release {}", from.release));
+        rollout.from.as_ref().map_or("nothing".to_owned(), |from| format!("release {}", from.base.release));
     let mut text = format!(
         "rollout {} {}: from {from} to release {}, {ready} of {instances} instances ready\n\
          begun {} by {}",

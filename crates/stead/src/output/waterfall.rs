@@ -102,13 +102,15 @@ mod tests {
 
     #[test]
     fn bars_stand_where_their_time_was() {
-        let revision = Revision { release: ReleaseNo(2), run: 3 };
+        let revision = Revision { release: ReleaseNo(2), run: 3, since: 0 };
         let waterfall = Waterfall {
             rollout: Rollout {
                 number: RolloutNo(3),
                 kind: RolloutKind::Deploy,
                 from: None,
-                from_reruns: std::collections::BTreeMap::new(),
+                before: None,
+                again: Default::default(),
+                paused: None,
                 meanwhile: None,
                 to: revision,
                 only: None,

@@ -224,8 +224,11 @@ impl Road {
             return;
         }
         done.push(container.clone());
-        let revision =
-            stead_core::fleet::Revision { release: stead_core::ids::ReleaseNo(1), run: 1, since: 1 };
+        let revision = stead_core::fleet::Revision {
+            release: stead_core::ids::ReleaseNo(1),
+            run: 1,
+            since: 1,
+        };
         let backend = Backend { container, instance, revision, addr };
         let (witness, app) = (self.witness.clone(), app.clone());
         tokio::spawn(async move { witness.attach(&app, backend).await });

@@ -144,7 +144,8 @@ impl Node {
         if ran.is_some() {
             instance.crashes += 1;
         }
-        instance.trouble = Some(Trouble { revision, error: error.clone(), at: now, count, was_ready: false });
+        instance.trouble =
+            Some(Trouble { revision, error: error.clone(), at: now, count, was_ready: false });
         self.event(app, Some(ordinal), None, Fact::Trouble { error });
     }
 }
