@@ -89,7 +89,7 @@ fn state(
     let wanted = fleet.is_some_and(|fleet| fleet.wanted(ordinal) == Some(revision));
     match &view.state {
         ViewState::Prepared => ContainerState::Prepared,
-        ViewState::Running { started, .. } => {
+        ViewState::Running { started, .. } | ViewState::Frozen { started, .. } => {
             let release = fleet.and_then(|fleet| fleet.releases.get(&revision.release));
             let timeout = release.map_or(Micros(0), ReleaseSpec::startup_timeout);
             let health = if was_open(shared, &ContainerId(view.id.clone())) {
