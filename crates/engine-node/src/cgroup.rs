@@ -6,11 +6,13 @@
 //! them.
 
 mod favour;
+mod memory;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use memory::memory_available;
 use stead_holder::wire;
 
 /// What a Container may use. `None` is no limit.
@@ -353,6 +355,11 @@ impl Group {
     /// Asks for freezing or thawing; [`is_frozen`](Self::is_frozen) says when it is done.
     pub(crate) fn freeze(&self, frozen: bool) -> io::Result<()> {
         fs::write(self.unified.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+    }
+
+    /// Has freezing been asked for?
+    pub(crate) fn is_to_freeze(&self) -> io::Result<bool> {
+        Ok(fs::read_to_string(self.unified.join("cgroup.freeze"))?.trim() == "1")
     }
 
     /// Does nothing in it run?

@@ -4,23 +4,14 @@
 
 mod sandbox_harness;
 
-use std::fmt::Display;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sandbox_harness::{Platform, shell};
+use sandbox_harness::{Outside, Platform, ask, shell};
 use stead_engine_node::sandbox::Sandbox;
-
-/// A shell script that shows what an address serves, or that it cannot be reached.
-fn ask(address: impl Display, port: u16) -> String {
-    format!(
-        "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 1 {address} {port} >/answer 2>/dev/null; \
-         tail -n 1 /answer | grep . || echo unreachable"
-    )
-}
 
 async fn serve(all: &Platform, sandbox: &Sandbox, text: &str) {
     let script = format!("mkdir /www; echo {text} > /www/index.html; exec httpd -f -p 80 -h /www");
@@ -93,55 +84,6 @@ async fn the_host_is_reached_on_the_ports_allowed_only() {
     assert!(answer.contains("unreachable"), "{answer}");
     drop(found);
     all.close().await;
-}
-
-/// A host beyond this one: a netns with a web server, which knows no way to Sandboxes.
-struct Outside {
-    name: String,
-    ip: Ipv4Addr,
-    server: std::process::Child,
-}
-
-impl Outside {
-    fn new(folder: &std::path::Path) -> Self {
-        let pid = std::process::id();
-        let name = format!("out{pid}");
-        let third = (pid % 250) as u8;
-        let (host, ip) = (Ipv4Addr::new(198, 18, third, 1), Ipv4Addr::new(198, 18, third, 2));
-        let run = |command: &str| {
-            let words: Vec<_> = command.split(' ').collect();
-            let done = Command::new(words[0]).args(&words[1..]).output().unwrap();
-            assert!(done.status.success(), "{command}: {done:?}");
-        };
-        run(&format!("ip netns add {name}"));
-        run(&format!("ip link add {name} type veth peer name eth0 netns {name}"));
-        run(&format!("ip addr add {host}/24 dev {name}"));
-        run(&format!("ip link set {name} up"));
-        run(&format!("ip -n {name} link set lo up"));
-        run(&format!("ip -n {name} link set eth0 up"));
-        run(&format!("ip -n {name} addr add {ip}/24 dev eth0"));
-        run(&format!("ip -n {name} addr add 169.254.169.254/32 dev eth0"));
-        run(&format!("ip route add 169.254.169.254/32 via {ip} dev {name}"));
-        let www = folder.join("outside");
-        std::fs::create_dir(&www).unwrap();
-        std::fs::write(www.join("index.html"), "outside\n").unwrap();
-        let server = Command::new("ip")
-            .args(["netns", "exec", &name, "/bin/busybox", "httpd", "-f", "-p", "80", "-h"])
-            .arg(&www)
-            .spawn()
-            .unwrap();
-        Self { name, ip, server }
-    }
-}
-
-impl Drop for Outside {
-    fn drop(&mut self) {
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-        for arguments in [vec!["link", "del", &self.name], vec!["netns", "del", &self.name]] {
-            let _ = Command::new("ip").args(arguments).status();
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

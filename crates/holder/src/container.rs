@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use stead_holder::channel;
-use stead_holder::wire::{self, Exit, Failure, State, Status};
+use stead_holder::wire::{self, Exit, Failure, Slot, State, Status};
 
 use crate::failure::{Context, Result, text};
 use crate::inside::{self, Plan, keep_only};
@@ -26,6 +26,7 @@ const PATIENCE: i32 = 20_000;
 pub(crate) struct Container {
     pub(crate) id: String,
     pub(crate) labels: BTreeMap<String, String>,
+    slot: Slot,
     pub(crate) init: i32,
     pub(crate) log: Log,
     phase: Phase,
@@ -50,6 +51,9 @@ impl Container {
         wanted: wire::Prepare,
     ) -> Result<(Self, wire::Phases)> {
         let begun = sys::monotonic();
+        let net = namespaces.net(wanted.slot).ok_or_else(|| {
+            Failure::NotUnderstood(format!("slot {:?} was not asked for", wanted.slot))
+        })?;
         let root = root::overlay(&wanted.root, namespaces.user.as_fd())?;
         let overlaid = sys::monotonic();
         let pieces = root::pieces(&wanted.mounts, namespaces)?;
@@ -66,6 +70,7 @@ impl Container {
             .because(|| format!("log file {}", wanted.log.path))?;
         let plan = Plan {
             namespaces,
+            net,
             join: open_procs(&wanted.cgroup.join)?,
             root,
             read_only: wanted.root.read_only,
@@ -101,6 +106,7 @@ impl Container {
         let container = Self {
             id: wanted.container,
             labels: wanted.labels,
+            slot: wanted.slot,
             init,
             log,
             phase: Phase::Prepared { gate },
@@ -212,6 +218,7 @@ impl Container {
         wire::Container {
             id: self.id.clone(),
             labels: self.labels.clone(),
+            slot: self.slot,
             state: self.state(),
             lost_lines: self.log.lost_lines(),
         }

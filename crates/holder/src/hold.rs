@@ -4,12 +4,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use stead_holder::channel;
-use stead_holder::wire::{Answer, Command, Exit, Failure, Message, Request};
+use stead_holder::wire::{Answer, Command, Exit, Failure, Message, Request, Slot};
 
 use crate::container::{Container, decode};
 use crate::failure::{Context, Result};
 use crate::log::CHUNK;
-use crate::namespaces::Namespaces;
+use crate::namespaces::{self, Namespaces};
 use crate::sys;
 
 /// A program started by `exec`.
@@ -134,7 +134,7 @@ impl Holder {
         let quit = matches!(request.command, Command::Quit);
         let (result, attached) = match self.execute(request.command, descriptors) {
             Ok((answer, attached)) => (Ok(answer), attached),
-            Err(failure) => (Err(failure), None),
+            Err(failure) => (Err(failure), Vec::new()),
         };
         let attached: Vec<_> = attached.iter().map(AsFd::as_fd).collect();
         self.say(&Message::Answer { id: request.id, result }, &attached);
@@ -148,14 +148,28 @@ impl Holder {
         &mut self,
         command: Command,
         descriptors: &[OwnedFd],
-    ) -> Result<(Answer, Option<OwnedFd>)> {
+    ) -> Result<(Answer, Vec<OwnedFd>)> {
         let answer = match command {
             Command::List => {
                 Answer::Containers(self.containers.iter().map(Container::view).collect())
             }
             Command::Netns => {
-                let netns = self.namespaces.net.try_clone().at("netns")?;
-                return Ok((Answer::Done, Some(netns)));
+                let netns = self.netns(Slot::A)?.try_clone_to_owned().at("netns")?;
+                return Ok((Answer::Done, vec![netns]));
+            }
+            Command::Slot { slot } => {
+                let (netns, routing) = self.namespaces.make_slot(slot).at("netns")?;
+                let netns = netns.try_clone_to_owned().at("netns")?;
+                return Ok((Answer::Done, vec![netns, routing]));
+            }
+            Command::Sockets { slot } => {
+                let open = || sys::netlink_socket(libc::NETLINK_SOCK_DIAG);
+                let sockets = namespaces::inside(self.netns(slot)?, open).at("netns")?;
+                return Ok((Answer::Done, vec![sockets]));
+            }
+            Command::Label { container, labels } => {
+                self.find(&container)?.labels = labels;
+                Answer::Done
             }
             Command::Prepare(wanted) => {
                 if let Some(existing) = self.containers.iter().find(|c| c.id == wanted.container) {
@@ -177,7 +191,7 @@ impl Holder {
                 let container = self.find(&wanted.container)?;
                 let (pid, master) = container.exec(&wanted, descriptors)?;
                 self.visitors.push(Visitor { pid, started: sys::now() });
-                return Ok((Answer::Executing { pid }, master));
+                return Ok((Answer::Executing { pid }, master.into_iter().collect()));
             }
             Command::Kill { pid } => {
                 // One that is still noted has not been reaped, so the number is still its own.
@@ -208,7 +222,12 @@ impl Holder {
                 Answer::Done
             }
         };
-        Ok((answer, None))
+        Ok((answer, Vec::new()))
+    }
+
+    fn netns(&self, slot: Slot) -> Result<BorrowedFd<'_>> {
+        let missing = || Failure::NotUnderstood(format!("slot {slot:?} was not asked for"));
+        self.namespaces.net(slot).ok_or_else(missing)
     }
 
     fn find(&mut self, id: &str) -> Result<&mut Container> {

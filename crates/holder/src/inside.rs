@@ -27,6 +27,8 @@ type Outcome<T> = Result<T, Fault>;
 /// Everything the set-up needs, built before `clone`.
 pub(crate) struct Plan<'a> {
     pub(crate) namespaces: &'a Namespaces,
+    /// The netns of its slot.
+    pub(crate) net: BorrowedFd<'a>,
     pub(crate) join: Vec<OwnedFd>,
     pub(crate) root: OwnedFd,
     pub(crate) read_only: bool,
@@ -65,7 +67,7 @@ fn enter(plan: &Plan<'_>) -> Outcome<i32> {
     join_cgroups(&plan.join)?;
     let namespaces = plan.namespaces;
     sys::join(namespaces.user.as_fd(), libc::CLONE_NEWUSER).step(Step::Join)?;
-    sys::join(namespaces.net.as_fd(), libc::CLONE_NEWNET).step(Step::Join)?;
+    sys::join(plan.net, libc::CLONE_NEWNET).step(Step::Join)?;
     sys::join(namespaces.ipc.as_fd(), libc::CLONE_NEWIPC).step(Step::Join)?;
     sys::join(namespaces.uts.as_fd(), libc::CLONE_NEWUTS).step(Step::Join)?;
     sys::set_ids(0, 0, &[]).step(Step::Identity)?;

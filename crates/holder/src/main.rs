@@ -32,7 +32,7 @@ use failure::Context;
 use hold::Holder;
 use namespaces::Namespaces;
 use stead_holder::channel;
-use stead_holder::wire::{Failure, Message};
+use stead_holder::wire::{Failure, Message, Slot};
 
 fn main() {
     let Some(connection) = take_connection() else { sys::exit(2) };
@@ -78,6 +78,7 @@ fn begin(connection: BorrowedFd<'_>) -> failure::Result<Holder> {
     let children = sys::child_signals().at("signals")?;
     let (namespaces, routing) = Namespaces::new(first_id).at("namespaces")?;
     let hello = serde_json::to_vec(&Message::Hello).expect("the message has no map keys");
-    channel::send(connection, &hello, &[namespaces.net.as_fd(), routing.as_fd()]).at("hello")?;
+    let net = namespaces.net(Slot::A).expect("slot A is there from the beginning");
+    channel::send(connection, &hello, &[net, routing.as_fd()]).at("hello")?;
     Ok(Holder::new(listener, children, namespaces))
 }

@@ -79,10 +79,16 @@ pub(crate) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
 }
 
-pub(crate) fn netlink_route_socket() -> io::Result<OwnedFd> {
+pub(crate) fn netlink_socket(protocol: c_int) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
     // SAFETY: no pointers.
-    owned(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) }.into())
+    owned(unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) }.into())
+}
+
+/// Moves this process into a new netns.
+pub(crate) fn unshare_net() -> io::Result<()> {
+    // SAFETY: no pointers.
+    check_int(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
 }
 
 pub(crate) fn set_nonblocking(descriptor: BorrowedFd<'_>) -> io::Result<()> {

@@ -17,14 +17,35 @@ pub struct Request {
     pub command: Command,
 }
 
+/// One of the two places a Sandbox has for a Container: each has a netns of its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Slot {
+    /// The first, which every holder has from the beginning.
+    #[default]
+    A,
+    /// The second, made when it is first asked for.
+    B,
+}
+
 /// What can be asked of the holder.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Command {
     /// Which Containers are there? Answered with [`Answer::Containers`].
     List,
-    /// The Sandbox's netns, for a second slot or a repair. Answered with [`Answer::Done`] and
-    /// one descriptor.
+    /// The netns of slot A, for a repair. Answered with [`Answer::Done`] and one descriptor.
     Netns,
+    /// The netns of a slot, which is made if there is none yet, and a routing socket opened in
+    /// it. Answered with [`Answer::Done`] and these two descriptors.
+    Slot {
+        /// Which slot.
+        slot: Slot,
+    },
+    /// A socket that lists the sockets of a slot (`NETLINK_SOCK_DIAG`). Answered with
+    /// [`Answer::Done`] and one descriptor.
+    Sockets {
+        /// Which slot.
+        slot: Slot,
+    },
     /// Set a Container up as far as its exec gate. Answered with [`Answer::Prepared`].
     Prepare(Box<Prepare>),
     /// Open the gate. Answered with [`Answer::Started`] once `execve` has succeeded.
@@ -49,6 +70,13 @@ pub enum Command {
         /// As in [`Answer::Executing`].
         pid: i32,
     },
+    /// Replace a Container's labels.
+    Label {
+        /// Which Container.
+        container: String,
+        /// All it shall have.
+        labels: BTreeMap<String, String>,
+    },
     /// Forget a prepared or exited Container: its exit has been taken note of.
     Discard {
         /// Which Container.
@@ -65,6 +93,10 @@ pub struct Prepare {
     pub container: String,
     /// Kept for the caller and given back by [`Command::List`].
     pub labels: BTreeMap<String, String>,
+    /// Which netns it joins. A slot other than A must have been asked for before with
+    /// [`Command::Slot`]: a holder that does not know slots would take A.
+    #[serde(default)]
+    pub slot: Slot,
     /// The host name.
     pub hostname: String,
     /// The root file system.
@@ -245,8 +277,11 @@ pub struct Phases {
 pub struct Container {
     /// Its id.
     pub id: String,
-    /// As given with [`Prepare`].
+    /// As given with [`Prepare`] or [`Command::Label`].
     pub labels: BTreeMap<String, String>,
+    /// Which netns it is in.
+    #[serde(default)]
+    pub slot: Slot,
     /// How far it is.
     pub state: State,
     /// Output lines lost because the disk was full.
@@ -335,6 +370,12 @@ mod tests {
         let text = r#"{"id":3,"command":{"Start":{"container":"c","haste":true}},"trace":"x"}"#;
         let request: Request = serde_json::from_str(text).unwrap();
         assert!(matches!(request.command, Command::Start { container } if container == "c"));
+    }
+
+    #[test]
+    fn one_who_does_not_know_slots_means_the_first() {
+        let text = r#"{"id":"c","labels":{},"state":"Prepared","lost_lines":0}"#;
+        assert_eq!(serde_json::from_str::<Container>(text).unwrap().slot, Slot::A);
     }
 
     #[test]

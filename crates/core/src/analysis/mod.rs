@@ -137,7 +137,7 @@ pub fn judge(base: &Sample, old: &Sample, new: &Sample, settings: &Settings) -> 
         against,
         old: Side::of(&before),
         new: Side::of(new),
-        errors: settings.errors.then(|| errors(against, &before, new, settings)),
+        errors: settings.errors.then(|| errors(against, &before, old, new, settings)),
         latency: (settings.latency && against != Against::Nothing)
             .then(|| latency(&before, new, settings))
             .flatten(),
@@ -171,10 +171,16 @@ fn choose(base: &Sample, old: &Sample, new: &Sample, least: u64) -> Against {
     }
 }
 
-fn errors(against: Against, before: &Sample, new: &Sample, settings: &Settings) -> ErrorFigures {
+fn errors(
+    against: Against,
+    before: &Sample,
+    beside: &Sample,
+    new: &Sample,
+    settings: &Settings,
+) -> ErrorFigures {
     let count =
         |sample: &Sample| Count { hits: sample.errors.min(sample.requests), of: sample.requests };
-    let (old, new) = (count(before), count(new));
+    let (old, beside, new) = (count(before), count(beside), count(new));
     let (worse, fine) = match against {
         Against::Nothing => (evidence::over(new, ERRORS_ALONE), evidence::under(new, ERRORS_ALONE)),
         Against::Old | Against::Base => {
@@ -184,7 +190,9 @@ fn errors(against: Against, before: &Sample, new: &Sample, settings: &Settings) 
     let proof = Proof::new(worse, fine, settings.alpha / COMPARISONS, ALPHA_FINE);
     let condemn = proof.is_worse()
         && new.hits >= ERRORS_AT_LEAST
-        && new.share() >= ERRORS_MATTER.above(old.share());
+        // Also of the few that the old Release still takes, when those before are the measure:
+        // if these fail too, the world has changed.
+        && new.share() >= ERRORS_MATTER.above(old.share().max(beside.share()));
     ErrorFigures { old_share: shown(old.share()), new_share: shown(new.share()), proof, condemn }
 }
 
@@ -216,7 +224,7 @@ fn latency(before: &Sample, new: &Sample, settings: &Settings) -> Option<Latency
         .collect();
     let worse: Vec<f64> =
         asked.iter().map(|(_, _, old, new)| evidence::worse(*old, *new, SLOW_TOLERATED)).collect();
-    // Worse if it is anywhere; fine only if it is everywhere.
+    // Worse if it is anywhere; fine only if it is everywhere. Fine forgives the warm-up too.
     let fine = asked.iter().map(|(_, _, old, new)| evidence::fine(*old, *new, SLOW_MATTERS));
     let fine = fine.fold(f64::INFINITY, f64::min);
     let proof = Proof::new(evidence::mean(&worse), fine, settings.alpha / COMPARISONS, ALPHA_FINE);

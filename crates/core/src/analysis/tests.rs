@@ -257,7 +257,13 @@ fn what_befalls_both_accuses_neither() {
         let (verdict, _) = Run { looks: 100, ..run }.play(seed);
         assert!(!matches!(verdict, Verdict::Worse { .. }), "{verdict:?}");
     }
-    // Also where too little is known: it fails no more than what it replaced.
+    // Also while the old one takes hardly any requests.
+    let base = healthy(0.0, WEB).sample(&mut Chance::new(2), 10_000);
+    let sample = |requests| Sample { requests, errors: requests * 2 / 5, ..Sample::default() };
+    let verdict = judge(&base, &sample(10), &sample(500), &Settings::default());
+    assert_eq!(verdict.figures().against, Against::Base);
+    assert!(matches!(verdict, Verdict::Undecided { .. }), "{verdict:?}");
+    // And where too little is known: it fails no more than what it replaced.
     let few = Sample { requests: 40, errors: 20, ..Sample::default() };
     let verdict = judge(&few, &Sample::default(), &few, &Settings::default());
     assert!(matches!(verdict, Verdict::Undecided { .. }), "{verdict:?}");

@@ -65,6 +65,7 @@ pub struct Rollout {
     /// How the new Release is compared with the old one while both, or the new one, serve.
     /// `false`: not at all.
     #[serde(deserialize_with = "switchable")]
+    #[schema(value_type = AnalysisForm)]
     #[schemars(with = "AnalysisForm")]
     pub analysis: Analysis,
 }
@@ -145,7 +146,7 @@ impl Default for Analysis {
 }
 
 /// An analysis as it is written.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Deserialize, ToSchema, JsonSchema)]
 #[serde(untagged, expecting = "expected true, false or {errors, latency, min_requests}")]
 #[schemars(inline)]
 enum AnalysisForm {

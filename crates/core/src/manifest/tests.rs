@@ -539,6 +539,19 @@ fn json_is_strict_and_checked_like_text() {
 }
 
 #[test]
+fn what_an_earlier_version_stored_is_read() {
+    let text = r#"{"app":"web","source":"a","rollout":{"strategy":"in-place","batches":1,
+        "max_unavailable":"0","max_surge":"0","pause":"0s","auto_rollback":true,
+        "progress_deadline":"10m","keep_previous":"0s"}}"#;
+    let rollout = serde_json::from_str::<Manifest>(text).unwrap().rollout;
+    assert_eq!(rollout.strategy, Some(Strategy::InPlace));
+    assert_eq!(rollout.keep_previous, Some(Span::ZERO));
+    let kept = Some(Span::ZERO);
+    let rest = Rollout { strategy: rollout.strategy, keep_previous: kept, ..Rollout::default() };
+    assert_eq!(rollout, rest);
+}
+
+#[test]
 fn the_api_description_has_every_type_it_refers_to() {
     let mut types = Vec::new();
     <Manifest as utoipa::ToSchema>::schemas(&mut types);

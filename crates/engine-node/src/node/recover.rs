@@ -90,7 +90,7 @@ fn state(
     let wanted = fleet.is_some_and(|fleet| fleet.wanted(ordinal) == Some(revision));
     match &view.state {
         ViewState::Prepared => ContainerState::Prepared,
-        ViewState::Running { started, .. } => {
+        ViewState::Running { started, .. } | ViewState::Frozen { started, .. } => {
             let release = fleet.and_then(|fleet| fleet.releases.get(&revision.release));
             let timeout = release.map_or(Micros(0), |release| release.startup_timeout(&Part::Main));
             let health = if was_open(shared, &ContainerId(view.id.clone())) {

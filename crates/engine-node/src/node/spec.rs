@@ -221,6 +221,7 @@ pub(super) fn container(
     Ok(ContainerSpec {
         id: id.0.clone(),
         labels: labels.write(),
+        slot: sandbox::Slot::A,
         layers: image.layers.clone(),
         argv: argv(release, &image.config)?,
         env: env(release, &image.config, labels.port),

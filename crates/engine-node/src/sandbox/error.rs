@@ -53,6 +53,14 @@ pub enum SandboxError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The Sandbox's holder was started by an older version of this program.
+    #[error("sandbox {sandbox} was made by an older version of stead, which cannot {what}")]
+    Outdated {
+        /// The Sandbox's id.
+        sandbox: String,
+        /// What was asked for.
+        what: &'static str,
+    },
     /// The Sandbox's holder has ended, and every Container with it.
     #[error("the holder of sandbox {sandbox} has ended")]
     HolderLost {
@@ -136,6 +144,10 @@ impl SandboxError {
                 (Code::DiskFull, "make room on the data folder's disk")
             }
             Self::Step { .. } => (Code::EngineFailed, "run `stead doctor`; see the log of serve"),
+            Self::Outdated { .. } => (
+                Code::EngineFailed,
+                "deploy with `--strategy recreate` once, or go on with `--strategy in-place`",
+            ),
             Self::HolderLost { .. } => {
                 (Code::EngineFailed, "nothing: a new Sandbox is made in its place")
             }

@@ -17,23 +17,23 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::frozen;
 use super::host::{Means, SandboxEvent};
 use super::launch::Held;
 use super::link::{Gone, News, Reply};
 use super::places::Places;
 use super::recover::Record;
+use super::slots::Slots;
 use super::spec::joined;
 use super::{
-    ContainerSpec, ContainerView, ExecHandle, ExecSpec, Exit, Resources, SandboxError, Stdio,
+    ContainerSpec, ContainerView, ExecHandle, ExecSpec, Exit, Resources, SandboxError, Slot, Stdio,
     Timings, Usage, ViewState,
 };
 use crate::cgroup::Group;
+use crate::network::Second;
 
 /// How long a killed Container may take to end.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Between two looks at a group that is being frozen.
-const GLANCE: Duration = Duration::from_micros(200);
 
 /// One Sandbox.
 #[derive(Debug)]
@@ -42,6 +42,7 @@ pub struct Sandbox {
     held: Held,
     record: Record,
     known: Arc<Known>,
+    slots: Arc<Slots>,
     listener: JoinHandle<()>,
     /// Held while a Container's places on the host are made or removed.
     places: tokio::sync::Mutex<()>,
@@ -104,11 +105,19 @@ impl Sandbox {
         means: Arc<Means>,
         held: Held,
         record: Record,
+        second: Second,
         containers: Vec<wire::Container>,
     ) -> Arc<Self> {
+        let index = held.connection.index.0.to_string();
         let view = |container: wire::Container| {
-            let wire::Container { id, labels, state, .. } = container;
-            (id.clone(), ContainerView { id, labels, state: state.into() })
+            let wire::Container { id, labels, slot, state, .. } = container;
+            let slot = match slot {
+                wire::Slot::A => Slot::A,
+                wire::Slot::B => Slot::B,
+            };
+            let group = means.cgroups.group(&index, &id);
+            let state = frozen::found(&held.folder, &id, &group, state.into());
+            (id.clone(), ContainerView { id, labels, slot, state })
         };
         let known = Arc::new(Known {
             sandbox: record.id.clone(),
@@ -122,7 +131,8 @@ impl Sandbox {
             link.listen(|news| told.hear(news, &events)).await;
         });
         let places = tokio::sync::Mutex::default();
-        Arc::new(Self { means, held, record, known, listener, places })
+        let slots = Slots::new(second);
+        Arc::new(Self { means, held, record, known, slots, listener, places })
     }
 
     /// Its id.
@@ -132,7 +142,7 @@ impl Sandbox {
 
     /// Its address, for its whole life.
     pub fn ip(&self) -> IpAddr {
-        self.held.connection.ip.into()
+        self.held.connection.ips.v4.into()
     }
 
     /// When it was made.
@@ -168,6 +178,14 @@ impl Sandbox {
         &self.means
     }
 
+    pub(crate) fn shared_means(&self) -> Arc<Means> {
+        self.means.clone()
+    }
+
+    pub(crate) fn slots(&self) -> &Arc<Slots> {
+        &self.slots
+    }
+
     pub(crate) fn hostname(&self) -> &str {
         &self.record.hostname
     }
@@ -193,15 +211,17 @@ impl Sandbox {
             Ok(_) => return Err(self.wrong_state(&id, "was started before")),
             Err(_) => {}
         }
+        self.make_slot(spec.slot).await?;
+        let slot = begun.elapsed();
         let places = Places::new(self, &spec)?;
         let request = places.request(self, &spec)?;
-        let means = self.means.clone();
+        let (means, in_slot) = (self.means.clone(), spec.slot);
         let (made, places) =
             tokio::task::spawn_blocking(move || (places.make(&means, &spec), places))
                 .await
                 .map_err(io::Error::other)
                 .map_err(SandboxError::step("preparing a container"))?;
-        let folders = begun.elapsed();
+        let folders = begun.elapsed() - slot;
         let labels = request.labels.clone();
         let prepared = match made {
             Ok(()) => self.ask(&id, Command::Prepare(Box::new(request)), &[]).await,
@@ -224,10 +244,12 @@ impl Sandbox {
                 return Err(error);
             }
         };
-        let view = ContainerView { id: id.clone(), labels, state: ViewState::Prepared };
+        let view =
+            ContainerView { id: id.clone(), labels, slot: in_slot, state: ViewState::Prepared };
         self.known.lock().insert(id.clone(), view);
         self.known.changed.send_replace(());
         let timings = Timings {
+            slot,
             folders,
             root: Duration::from_micros(phases.root),
             volumes: Duration::from_micros(phases.mounts),
@@ -274,7 +296,7 @@ impl Sandbox {
             return Ok(exit);
         }
         // One that is frozen would not notice.
-        let _ = self.group(container).freeze(false);
+        self.let_go(container);
         self.signal(container, signal).await?;
         if let Ok(exit) = timeout(grace, self.wait(container)).await {
             return exit;
@@ -347,8 +369,7 @@ impl Sandbox {
     /// [`SandboxError::CannotRun`]; [`SandboxError::WrongState`] if the Container does not run or
     /// is frozen; [`SandboxError::Step`] if its limit of processes is reached.
     pub async fn exec(&self, container: &str, spec: ExecSpec) -> Result<ExecHandle, SandboxError> {
-        self.state(container)?;
-        if self.group(container).is_frozen().unwrap_or(false) {
+        if matches!(self.state(container)?, ViewState::Frozen { .. }) {
             // It would be born frozen.
             return Err(self.wrong_state(container, "is frozen"));
         }
@@ -382,36 +403,31 @@ impl Sandbox {
         Ok(ExecHandle::new(*pid, stdio, exit, self.id(), self.held.link.clone()))
     }
 
-    /// Stops a Container in its tracks: it keeps its memory and uses no processor.
+    /// Replaces a Container's labels.
     ///
     /// # Errors
-    /// [`SandboxError::Step`].
-    pub async fn freeze(&self, container: &str) -> Result<(), SandboxError> {
-        self.set_frozen(container, true).await
-    }
-
-    /// Lets a frozen Container go on.
-    ///
-    /// # Errors
-    /// [`SandboxError::Step`].
-    pub async fn thaw(&self, container: &str) -> Result<(), SandboxError> {
-        self.set_frozen(container, false).await
-    }
-
-    async fn set_frozen(&self, container: &str, frozen: bool) -> Result<(), SandboxError> {
-        self.state(container)?;
-        let group = self.group(container);
-        let step = || format!("freezing or thawing container {container}");
-        group.freeze(frozen).map_err(SandboxError::step(step()))?;
-        let done = async {
-            while group.is_frozen()? != frozen {
-                tokio::time::sleep(GLANCE).await;
+    /// [`SandboxError::NotFound`]; [`SandboxError::Outdated`] if the holder is of a version that
+    /// cannot do that.
+    pub async fn label(
+        &self,
+        container: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Result<(), SandboxError> {
+        let command = Command::Label { container: container.to_owned(), labels: labels.clone() };
+        let reply = self.held.link.ask(command, &[]).await.map_err(|Gone| self.lost())?;
+        match reply.result {
+            Ok(Answer::Done) => {}
+            Err(Failure::NotUnderstood(_)) => {
+                return Err(self.outdated("give a container another release"));
             }
-            io::Result::Ok(())
-        };
-        let late = |_| io::Error::from(io::ErrorKind::TimedOut);
-        let done = timeout(PATIENCE, done).await.map_err(late).and_then(|done| done);
-        done.map_err(SandboxError::step(step()))
+            Err(failure) => return Err(SandboxError::from_holder(container, failure)),
+            other => return Err(unexpected(other)),
+        }
+        if let Some(view) = self.known.lock().get_mut(container) {
+            view.labels = labels;
+        }
+        self.known.changed.send_replace(());
+        Ok(())
     }
 
     /// Changes a Container's limits while it runs.
@@ -443,17 +459,29 @@ impl Sandbox {
         })
     }
 
-    fn state(&self, container: &str) -> Result<ViewState, SandboxError> {
+    pub(crate) fn state(&self, container: &str) -> Result<ViewState, SandboxError> {
         let found = self.known.lock().get(container).map(|view| view.state.clone());
         let what = || format!("container {container} of sandbox {}", self.id());
         found.ok_or_else(|| SandboxError::NotFound { what: what() })
     }
 
-    fn wrong_state(&self, container: &str, state: &'static str) -> SandboxError {
+    pub(crate) fn wrong_state(&self, container: &str, state: &'static str) -> SandboxError {
         SandboxError::WrongState { what: format!("container {container}"), state }
     }
 
-    fn lost(&self) -> SandboxError {
+    /// Changes what is known of a Container's state.
+    pub(crate) fn change(&self, container: &str, change: impl FnOnce(&mut ViewState)) {
+        if let Some(view) = self.known.lock().get_mut(container) {
+            change(&mut view.state);
+        }
+        self.known.changed.send_replace(());
+    }
+
+    pub(crate) fn outdated(&self, what: &'static str) -> SandboxError {
+        SandboxError::Outdated { sandbox: self.id().to_owned(), what }
+    }
+
+    pub(crate) fn lost(&self) -> SandboxError {
         SandboxError::HolderLost { sandbox: self.id().to_owned() }
     }
 
@@ -486,6 +514,6 @@ impl Sandbox {
     }
 }
 
-fn unexpected(result: Result<Answer, Failure>) -> SandboxError {
+pub(crate) fn unexpected(result: Result<Answer, Failure>) -> SandboxError {
     SandboxError::BadSpec(format!("the holder answered out of turn: {result:?}"))
 }

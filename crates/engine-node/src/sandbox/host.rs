@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ use super::recover::{self, Recovered};
 use super::trash::Trash;
 use super::{Exit, SandboxError, SandboxSpec, binary, identity, seccomp};
 use crate::cgroup::Cgroups;
-use crate::network::{Connection, Network};
+use crate::network::{Connection, Network, Second};
 
 /// Links that go within this time go together.
 const GATHER: Duration = Duration::from_millis(50);
@@ -119,8 +119,16 @@ pub(crate) struct Means {
 #[derive(Debug)]
 pub(crate) struct Remains {
     pub(crate) connection: Connection,
+    pub(crate) second: Second,
     /// If it was anybody's.
     pub(crate) namespace: Option<String>,
+}
+
+impl Remains {
+    /// Those of a Sandbox that was never assigned, or that nobody knows.
+    pub(crate) fn of_nobody(connection: Connection) -> Self {
+        Self { connection, second: Second::default(), namespace: None }
+    }
 }
 
 /// Where Sandboxes are made, found and removed. Cheap to clone.
@@ -258,7 +266,7 @@ impl Host {
         }
         tracing::debug!(
             sandbox = %spec.id,
-            ip = %connection.ip,
+            ip = %connection.ips.v4,
             from_pool,
             network_us = connected.as_micros() as u64,
             total_us = begun.elapsed().as_micros() as u64,
@@ -284,7 +292,12 @@ impl Host {
 
     /// The host's address as Sandboxes see it.
     pub fn gateway(&self) -> Ipv4Addr {
-        self.inner.means.network.gateway()
+        self.inner.means.network.gateway().v4
+    }
+
+    /// The same with IPv6, if the host has that.
+    pub fn gateway6(&self) -> Option<Ipv6Addr> {
+        self.inner.means.network.gateway().v6
     }
 
     /// Removes a Sandbox with everything in it. Its writable layers are deleted in the
@@ -339,7 +352,8 @@ impl Host {
         let means = &self.inner.means;
         let connection = sandbox.held().connection;
         let namespace = Some(sandbox.namespace().to_owned());
-        let _ = means.remains.send(Remains { connection, namespace });
+        let second = sandbox.second();
+        let _ = means.remains.send(Remains { connection, second, namespace });
     }
 
     /// Ends a holder and everything it holds.
@@ -356,8 +370,7 @@ impl Host {
     async fn end_unused(&self, held: &Held) {
         held.process.kill();
         self.clean(held).await;
-        let remains = Remains { connection: held.connection, namespace: None };
-        let _ = self.inner.means.remains.send(remains);
+        let _ = self.inner.means.remains.send(Remains::of_nobody(held.connection));
     }
 
     async fn clean(&self, held: &Held) {
@@ -388,7 +401,7 @@ async fn assign(
     let network = means.clone();
     let done = tokio::task::spawn_blocking(move || {
         let owner = launch::first_user(connection.index);
-        identity::write(&folder.join("etc"), &spec, connection.ip.into(), owner)?;
+        identity::write(&folder.join("etc"), &spec, connection.ips, owner)?;
         network.network.admit(connection, &spec.namespace)?;
         // Last: from now on the Sandbox is found again.
         written.write(&folder)
@@ -397,7 +410,9 @@ async fn assign(
     .map_err(io::Error::other)
     .and_then(|done| done);
     match done {
-        Ok(()) => Ok(Sandbox::take_over(means.clone(), held, record, Vec::new())),
+        Ok(()) => {
+            Ok(Sandbox::take_over(means.clone(), held, record, Second::default(), Vec::new()))
+        }
         Err(error) => Err((held, SandboxError::step("assigning a sandbox")(error))),
     }
 }
@@ -406,12 +421,13 @@ async fn assign(
 fn bury(means: &Means, all: &[Remains]) {
     for remains in all {
         if let Some(namespace) = &remains.namespace
-            && let Err(error) = means.network.expel(remains.connection, namespace)
+            && let Err(error) = means.network.expel(remains.connection, remains.second, namespace)
         {
-            tracing::warn!(ip = %remains.connection.ip, %error, "rules keep an address");
+            tracing::warn!(ip = %remains.connection.ips.v4, %error, "rules keep an address");
         }
     }
-    let links: Vec<_> = all.iter().map(|remains| remains.connection.link).collect();
+    let links = |remains: &Remains| [Some(remains.connection.link), remains.second.link];
+    let links: Vec<_> = all.iter().flat_map(links).flatten().collect();
     match means.network.delete_links(&links) {
         Ok(()) => {
             for remains in all {

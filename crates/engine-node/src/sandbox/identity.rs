@@ -3,20 +3,20 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::os::unix::fs::chown;
 use std::path::Path;
 
 use stead_holder::wire;
 
 use super::SandboxSpec;
+use crate::network::Ips;
 
 const FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 
 /// Writes the files, owned by the Sandbox's root.
-pub(crate) fn write(folder: &Path, spec: &SandboxSpec, ip: IpAddr, owner: u32) -> io::Result<()> {
+pub(crate) fn write(folder: &Path, spec: &SandboxSpec, ips: Ips, owner: u32) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    let contents = [hosts(spec, ip), format!("{}\n", spec.hostname), resolver(spec)];
+    let contents = [hosts(spec, ips), format!("{}\n", spec.hostname), resolver(spec)];
     for (name, content) in FILES.iter().zip(contents) {
         let path = folder.join(name);
         fs::write(&path, content)?;
@@ -36,10 +36,12 @@ pub(crate) fn mounts(folder: &Path) -> Vec<wire::Mount> {
     FILES.iter().map(mount).collect()
 }
 
-fn hosts(spec: &SandboxSpec, ip: IpAddr) -> String {
+fn hosts(spec: &SandboxSpec, ips: Ips) -> String {
     let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n".to_owned();
     // Writing to a string cannot fail.
-    let _ = writeln!(text, "{ip}\t{}", spec.hostname);
+    for ip in ips.all() {
+        let _ = writeln!(text, "{ip}\t{}", spec.hostname);
+    }
     for (name, address) in &spec.extra_hosts {
         let _ = writeln!(text, "{address}\t{name}");
     }
@@ -62,8 +64,9 @@ mod tests {
             extra_hosts: vec![("db".into(), "10.88.0.9".parse().unwrap())],
             ..SandboxSpec::default()
         };
-        let text = hosts(&spec, "10.88.0.2".parse().unwrap());
-        assert!(text.ends_with("10.88.0.2\tweb-0\n10.88.0.9\tdb\n"));
+        let ips = Ips { v4: "10.88.0.2".parse().unwrap(), v6: "fd00::2".parse().ok() };
+        let text = hosts(&spec, ips);
+        assert!(text.ends_with("10.88.0.2\tweb-0\nfd00::2\tweb-0\n10.88.0.9\tdb\n"));
         assert_eq!(resolver(&spec), "nameserver 10.88.0.1\n");
     }
 }

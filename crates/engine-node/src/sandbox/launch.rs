@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::SandboxError;
 use super::host::Means;
 use super::link::{Link, socket_pair, watch};
-use crate::network::{Connection, Index, Slot};
+use crate::network::{Connection, Index};
 
 /// How long a holder may take to come up. It takes a few milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -175,13 +175,12 @@ async fn connect(
         Ok(Err(None)) | Err(_) => return Err(silent()),
     };
     let network = means.clone();
-    let connection = tokio::task::spawn_blocking(move || {
-        network.network.connect(index, Slot::A, netns.as_fd(), routing)
-    })
-    .await
-    .map_err(io::Error::other)
-    .and_then(|connected| connected)
-    .map_err(SandboxError::step("network"))?;
+    let connection =
+        tokio::task::spawn_blocking(move || network.network.connect(index, netns.as_fd(), routing))
+            .await
+            .map_err(io::Error::other)
+            .and_then(|connected| connected)
+            .map_err(SandboxError::step("network"))?;
     Ok((connection, link, process))
 }
 

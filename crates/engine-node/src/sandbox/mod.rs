@@ -12,6 +12,7 @@
 mod binary;
 mod error;
 mod exec;
+mod frozen;
 mod held;
 mod host;
 mod identity;
@@ -21,6 +22,7 @@ mod places;
 mod pool;
 mod recover;
 mod seccomp;
+mod slots;
 mod spec;
 mod trash;
 
@@ -34,6 +36,7 @@ pub use spec::{
     ContainerSpec, ContainerView, ExecSpec, FileMount, SandboxSpec, Timings, TmpfsMount, Usage,
     ViewState, VolumeMount,
 };
+pub use stead_core::fleet::Slot;
 pub use stead_holder::wire::{Exit, Status};
 
-pub use crate::cgroup::Resources;
+pub use crate::cgroup::{Resources, memory_available};

@@ -6,6 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use stead_core::fleet::Slot;
 use stead_holder::wire;
 
 use super::held::Sandbox;
@@ -136,6 +137,7 @@ impl Places {
         Ok(wire::Prepare {
             container: spec.id.clone(),
             labels: spec.labels.clone(),
+            slot: wire_slot(spec.slot),
             hostname: sandbox.hostname().to_owned(),
             root: wire::Root {
                 layers: spec.layers.iter().map(|layer| text(layer)).collect::<Result<_, _>>()?,
@@ -160,6 +162,14 @@ impl Places {
                 files: means.log.files,
             },
         })
+    }
+}
+
+/// A slot as holders know it.
+pub(crate) fn wire_slot(slot: Slot) -> wire::Slot {
+    match slot {
+        Slot::A => wire::Slot::A,
+        Slot::B => wire::Slot::B,
     }
 }
 

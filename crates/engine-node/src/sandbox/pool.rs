@@ -51,7 +51,7 @@ impl Pool {
         let found = loop {
             let at = match wanted {
                 None => (!state.ready.is_empty()).then_some(0),
-                Some(ip) => state.ready.iter().position(|held| held.connection.ip == ip),
+                Some(ip) => state.ready.iter().position(|held| held.connection.ips.v4 == ip),
             };
             match at.and_then(|at| state.ready.remove(at)) {
                 // It died in the pool. What is left of it is found at the next start.

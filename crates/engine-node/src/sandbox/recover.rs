@@ -21,7 +21,7 @@ use super::host::{Means, Remains};
 use super::launch::{Held, Process, folder};
 use super::link::{Link, News};
 use super::{SandboxError, SandboxSpec};
-use crate::network::{Connection, Index, Network};
+use crate::network::{Connection, Index, Links, Network, Second};
 
 /// How long a holder may take to answer. One that sets a Container up answers nobody meanwhile,
 /// for up to 20 s, and what it runs must not be ended for that.
@@ -117,8 +117,7 @@ pub(crate) fn subnet(run_dir: &Path, wanted: Ipv4Addr, new_boot: bool) -> io::Re
 /// Connects to every holder that lives and removes what the others left.
 pub(crate) async fn find(means: &Arc<Means>) -> Result<Found, SandboxError> {
     let unfit = |what| move |source| SandboxError::Unfit { what, source };
-    let links: HashMap<Index, i32> =
-        means.network.links().map_err(unfit("network"))?.into_iter().collect();
+    let before = means.network.left().map_err(unfit("network"))?;
     let mut found = Found { recovered: Vec::new(), unused: Vec::new() };
     let mut alive = Vec::new();
     let mut members = Vec::new();
@@ -129,7 +128,7 @@ pub(crate) async fn find(means: &Arc<Means>) -> Result<Found, SandboxError> {
         else {
             continue;
         };
-        let Some(link) = links.get(&index).copied() else {
+        let Some(connection) = means.network.found(index, &before) else {
             // It was never connected, or has lost its link: it is of no use to anybody.
             if let Ok((_, pid)) = Link::connect(&folder(&means.run_dir, index))
                 && let Ok(process) = Process::open(pid)
@@ -138,17 +137,20 @@ pub(crate) async fn find(means: &Arc<Means>) -> Result<Found, SandboxError> {
             }
             continue;
         };
-        connections.push(Connection { index, ip: means.network.ip(index), link });
+        connections.push(connection);
     }
     // At the same time: one that is slow to answer must not hold up the others.
-    let asked = connections.iter().map(|connection| reconnect(means, *connection));
-    for (held, containers) in join_all(asked).await.into_iter().flatten() {
+    let asked = connections.iter().map(|(connection, second)| async {
+        let (held, containers) = reconnect(means, *connection).await?;
+        Some((held, *second, containers))
+    });
+    for (held, second, containers) in join_all(asked).await.into_iter().flatten() {
         let (connection, index) = (held.connection, held.connection.index);
         match Record::read(&held.folder) {
             Ok(Some(record)) => {
-                members.push((connection, record.namespace.clone()));
+                members.push((connection, second, record.namespace.clone()));
                 keep_known(means, index, &containers);
-                let sandbox = Sandbox::take_over(means.clone(), held, record, containers);
+                let sandbox = Sandbox::take_over(means.clone(), held, record, second, containers);
                 found.recovered.push(Recovered { sandbox });
             }
             Ok(None) => found.unused.push(held),
@@ -162,22 +164,22 @@ pub(crate) async fn find(means: &Arc<Means>) -> Result<Found, SandboxError> {
         alive.push(index);
     }
     means.network.install_rules(&members).map_err(unfit("nftables"))?;
-    let left = leftovers(means, &alive, &links);
+    let left = leftovers(means, &alive, &before.links);
     let cleaned = means.clone();
     // Nothing new can take these places before they are free: their addresses are claimed.
     tokio::task::spawn_blocking(move || {
         for index in left {
             sweep(&cleaned, index);
             let _ = fs::remove_dir_all(folder(&cleaned.run_dir, index));
-            let link = links.get(&index).copied();
-            let connection =
-                Connection { index, ip: cleaned.network.ip(index), link: link.unwrap_or(0) };
-            match link {
-                Some(_) => {
-                    let _ = cleaned.remains.send(Remains { connection, namespace: None });
-                }
-                None => cleaned.network.release(index),
-            }
+            let Links { first, second } = before.links.get(&index).copied().unwrap_or_default();
+            // Which of the two is which no longer matters.
+            let Some(link) = first.or(second) else {
+                cleaned.network.release(index);
+                continue;
+            };
+            let connection = Connection { index, ips: cleaned.network.ips(index), link };
+            let second = Second { link: second, ..Second::default() };
+            let _ = cleaned.remains.send(Remains { second, ..Remains::of_nobody(connection) });
         }
     });
     Ok(found)
@@ -205,7 +207,7 @@ async fn reconnect(means: &Means, connection: Connection) -> Option<(Held, Vec<C
 }
 
 /// Everything that carries our name and no living holder.
-fn leftovers(means: &Means, alive: &[Index], links: &HashMap<Index, i32>) -> Vec<Index> {
+fn leftovers(means: &Means, alive: &[Index], links: &HashMap<Index, Links>) -> Vec<Index> {
     let names = |folder: &Path| {
         fs::read_dir(folder)
             .into_iter()

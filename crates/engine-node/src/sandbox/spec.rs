@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use stead_core::fleet::Slot;
 use stead_core::time::Time;
 use stead_holder::wire;
 
@@ -36,6 +37,8 @@ pub struct ContainerSpec {
     pub id: String,
     /// Kept, and given back after a restart of `serve`.
     pub labels: BTreeMap<String, String>,
+    /// Its place in the Sandbox. Containers in the same slot share its network.
+    pub slot: Slot,
     /// Unpacked layers, base first.
     pub layers: Vec<PathBuf>,
     /// Program and arguments.
@@ -115,8 +118,10 @@ pub struct ExecSpec {
 pub struct ContainerView {
     /// Its id.
     pub id: String,
-    /// As given.
+    /// As given, or as replaced since.
     pub labels: BTreeMap<String, String>,
+    /// Its place in the Sandbox.
+    pub slot: Slot,
     /// How far it is.
     pub state: ViewState,
 }
@@ -132,6 +137,15 @@ pub enum ViewState {
         pid: i32,
         /// When its program began.
         started: Time,
+    },
+    /// It keeps its memory and uses no processor.
+    Frozen {
+        /// Its init, in the host's numbers.
+        pid: i32,
+        /// When its program began.
+        started: Time,
+        /// When it was frozen.
+        since: Time,
     },
     /// It ended.
     Exited(Exit),
@@ -163,6 +177,8 @@ pub struct Usage {
 /// How long the phases of a preparation took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timings {
+    /// Making the slot, if it is the first one in slot B.
+    pub slot: Duration,
     /// Folders, control groups and files.
     pub folders: Duration,
     /// Mapping the layers and making the root file system.

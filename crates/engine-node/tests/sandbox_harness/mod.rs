@@ -7,8 +7,9 @@
     reason = "each test program uses a part of it"
 )]
 
+use std::fmt::Display;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -215,6 +216,12 @@ impl Platform {
         }
         let tables = std::process::Command::new("nft").args(["list", "tables"]).output().unwrap();
         let tables = String::from_utf8(tables.stdout).unwrap();
+        for family in ["-4", "-6"] {
+            let rules = std::process::Command::new("ip").args([family, "rule"]).output().unwrap();
+            let rules = String::from_utf8(rules.stdout).unwrap();
+            let table = format!("lookup {}", routing_table(name));
+            left.extend(rules.lines().filter(|line| line.ends_with(&table)).map(str::to_owned));
+        }
         left.extend(
             tables.lines().filter(|line| line.ends_with(&format!(" {name}"))).map(str::to_owned),
         );
@@ -240,6 +247,14 @@ impl Drop for Platform {
         });
         let _ = cleaning.join();
     }
+}
+
+/// The number of a platform's routing table and of its group of links: FNV-1a of its name.
+fn routing_table(name: &str) -> u32 {
+    let hash = name
+        .bytes()
+        .fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    hash & 0x7fff_fffe | 2
 }
 
 pub fn sandbox_spec(id: &str, namespace: &str) -> SandboxSpec {
@@ -274,6 +289,68 @@ fn fetch(ip: IpAddr) -> std::io::Result<String> {
     match text.split_once("\r\n\r\n") {
         Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
         _ => Err(std::io::Error::other(text)),
+    }
+}
+
+/// A shell script that shows what an address serves, or that it cannot be reached.
+pub fn ask(address: impl Display, port: u16) -> String {
+    format!(
+        "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 1 {address} {port} >/answer 2>/dev/null; \
+         tail -n 1 /answer | grep . || echo unreachable"
+    )
+}
+
+/// A host beyond this one: a netns with a web server, which knows no way to Sandboxes.
+pub struct Outside {
+    name: String,
+    pub ip: Ipv4Addr,
+    pub ip6: Ipv6Addr,
+    server: std::process::Child,
+}
+
+impl Outside {
+    pub fn new(folder: &Path) -> Self {
+        let pid = std::process::id();
+        let name = format!("out{pid}");
+        let third = (pid % 250) as u8;
+        let (host, ip) = (Ipv4Addr::new(198, 18, third, 1), Ipv4Addr::new(198, 18, third, 2));
+        let of = |last| Ipv6Addr::new(0x2001, 0xdb8, (pid >> 16) as u16, pid as u16, 0, 0, 0, last);
+        let (host6, ip6) = (of(1), of(2));
+        let run = |command: &str| {
+            let words: Vec<_> = command.split(' ').collect();
+            let done = std::process::Command::new(words[0]).args(&words[1..]).output().unwrap();
+            assert!(done.status.success(), "{command}: {done:?}");
+        };
+        run(&format!("ip netns add {name}"));
+        run(&format!("ip link add {name} type veth peer name eth0 netns {name}"));
+        run(&format!("ip addr add {host}/24 dev {name}"));
+        run(&format!("ip addr add {host6}/64 dev {name} nodad"));
+        run(&format!("ip link set {name} up"));
+        run(&format!("ip -n {name} link set lo up"));
+        run(&format!("ip -n {name} link set eth0 up"));
+        run(&format!("ip -n {name} addr add {ip}/24 dev eth0"));
+        run(&format!("ip -n {name} addr add {ip6}/64 dev eth0 nodad"));
+        run(&format!("ip -n {name} addr add 169.254.169.254/32 dev eth0"));
+        run(&format!("ip route add 169.254.169.254/32 via {ip} dev {name}"));
+        let www = folder.join("outside");
+        std::fs::create_dir(&www).unwrap();
+        std::fs::write(www.join("index.html"), "outside\n").unwrap();
+        let server = std::process::Command::new("ip")
+            .args(["netns", "exec", &name, "/bin/busybox", "httpd", "-f", "-p", "80", "-h"])
+            .arg(&www)
+            .spawn()
+            .unwrap();
+        Self { name, ip, ip6, server }
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        for arguments in [vec!["link", "del", &self.name], vec!["netns", "del", &self.name]] {
+            let _ = std::process::Command::new("ip").args(arguments).status();
+        }
     }
 }
 

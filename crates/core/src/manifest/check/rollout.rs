@@ -84,11 +84,13 @@ fn batches(path: &FieldPath, list: &[Batch], instances: u32, broken: &mut Broken
         if matches!(size, Amount::Count(0) | Amount::Percent(0)) {
             let bad = BadValue::new(Code::ManifestRange, "at least one Instance", size.to_string());
             broken.add(size_path(&path, batch), bad);
-        } else if before.is_some_and(|before| !rises(before, size, instances)) {
-            let before = before.expect("it was looked at just now");
-            let bad = BadValue::new(Code::ManifestConflict, format!("more than {before}"), size.to_string())
-                .hint("a batch says how many Instances run the new Release once it is through, those before included");
-            broken.add(size_path(&path, batch), bad);
+        } else if let Some(before) = before
+            && !rises(before, size, instances)
+        {
+            let expected = format!("more than {before}");
+            let bad = BadValue::new(Code::ManifestConflict, expected, size.to_string());
+            let hint = "count the Instances of the batches before in: a batch says how many run the new Release once it is through";
+            broken.add(size_path(&path, batch), bad.hint(hint));
         }
         before = Some(size);
         if let Some(weight) = batch.weight {
@@ -130,28 +132,29 @@ fn rises(before: Amount, next: Amount, instances: u32) -> bool {
 /// Once all Instances run the new Release, nothing is left to share requests with, and
 /// nothing to wait for.
 fn whole(path: &FieldPath, batch: &Batch, broken: &mut Broken) {
-    let refusals = [
-        (
-            batch.weight.is_some_and(|weight| weight < 100),
-            "weight",
-            "a batch of less than 100%",
-            "all Instances run the new Release then: ask for fewer, or leave out weight",
-        ),
-        (
-            !batch.matches.is_empty(),
-            "match",
-            "a batch of less than 100%",
-            "all Instances run the new Release then: ask for fewer, or leave out match",
-        ),
-        (
-            batch.pause.is_some(),
-            "pause",
-            "a batch that another follows",
-            "use rollout.watch for how long the new Release is watched after the last batch",
-        ),
-    ];
-    for (_, key, expected, hint) in refusals.into_iter().filter(|(broken, ..)| *broken) {
-        let bad = BadValue::new(Code::ManifestConflict, expected, "100%").hint(hint);
-        broken.add(path.key(key), bad);
-    }
+    let mut refuse = |asked: bool, key: &str, expected: &str, hint: &str| {
+        if asked {
+            let bad = BadValue::new(Code::ManifestConflict, expected, "100%").hint(hint);
+            broken.add(path.key(key), bad);
+        }
+    };
+    let fewer = "a batch of less than 100%";
+    refuse(
+        batch.weight.is_some_and(|weight| weight < 100),
+        "weight",
+        fewer,
+        "all Instances run the new Release then: ask for fewer, or leave out weight",
+    );
+    refuse(
+        !batch.matches.is_empty(),
+        "match",
+        fewer,
+        "all Instances run the new Release then: ask for fewer, or leave out match",
+    );
+    refuse(
+        batch.pause.is_some(),
+        "pause",
+        "a batch that another follows",
+        "use rollout.watch for how long the new Release is watched after the last batch",
+    );
 }

@@ -77,13 +77,14 @@ impl Read for Batch {
     }
 }
 
-/// A share of the requests. Whether it is more than 100 is checked with the other ranges.
+/// A share of the requests in per cent.
 struct Weight(u8);
 
 impl Read for Weight {
     fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
-        let number = u32::read(node, path, reader)?;
-        Some(Self(u8::try_from(number).unwrap_or(u8::MAX)))
+        let share = u8::try_from(u32::read(node, path, reader)?).ok().filter(|share| *share <= 100);
+        let bad = || BadValue::new(Code::ManifestRange, "a value from 0 to 100", node.describe());
+        reader.built(node, path, share.ok_or_else(bad)).map(Self)
     }
 }
 
