@@ -58,7 +58,12 @@ impl Ideal {
                 let id = format!("new-{}", self.made);
                 let instance = self.seen.instances.get_mut(ordinal).expect("it has a sandbox");
                 let id = ContainerId(id);
-                instance.containers.push(ContainerSeen::prepared(id, part.clone(), *slot, *revision));
+                instance.containers.push(ContainerSeen::prepared(
+                    id,
+                    part.clone(),
+                    *slot,
+                    *revision,
+                ));
             }
             Step::Discard { ordinal, container } => {
                 let instance = self.seen.instances.get_mut(ordinal).expect("it was seen");
@@ -300,14 +305,23 @@ fn a_crashed_container_waits_for_its_back_off_and_no_longer() {
     let instance = seen.instances.get_mut(&Ordinal(0)).unwrap();
     instance.containers.clear();
     let error = stead_core::error::UserError::new(stead_core::error::Code::ExitedAtOnce, "", "");
-    instance.trouble =
-        Some(stead_core::fleet::Trouble { revision: revision(1, 1), error, at: NOW, count: 4, was_ready: false });
+    instance.trouble = Some(stead_core::fleet::Trouble {
+        revision: revision(1, 1),
+        error,
+        at: NOW,
+        count: 4,
+        was_ready: false,
+    });
     let waiting = plan(&fleet, &seen, NOW);
     assert_eq!((waiting.steps.len(), waiting.wake), (0, Some(NOW + backoff(4))));
     let due = plan(&fleet, &seen, NOW + backoff(4));
     assert_eq!(due.steps.len(), 1);
     let other = Fleet { lineup: Some(Lineup::all(revision(2, 2))), ..fleet };
-    assert_eq!(steps(&other, &seen), ["prepare 0 for 2.2 in slot a"], "another revision need not wait");
+    assert_eq!(
+        steps(&other, &seen),
+        ["prepare 0 for 2.2 in slot a"],
+        "another revision need not wait"
+    );
 }
 
 #[test]

@@ -254,9 +254,9 @@ async fn however_often_serve_ends_amid_its_work_nothing_is_left_over() {
         // Now another Release, now the same one run anew, once a scale to none.
         wanted.lineup = match round % 3 {
             0 => fleet(&node.app, 1, 1, (1 + round / 3 % 2, round), &releases).lineup,
-            _ => wanted.lineup.map(|was| {
-                Lineup::all(Revision { run: round, since: round, ..was.base })
-            }),
+            _ => wanted
+                .lineup
+                .map(|was| Lineup::all(Revision { run: round, since: round, ..was.base })),
         };
         wanted.heading = wanted.lineup.as_ref().map(|lineup| lineup.base);
         wanted.instances = u32::from(round != 11);

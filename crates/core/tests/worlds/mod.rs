@@ -84,8 +84,7 @@ pub fn container(
     state: ContainerState,
     traffic: TrafficState,
 ) -> ContainerSeen {
-    let prepared =
-        ContainerSeen::prepared(ContainerId(id.into()), Part::Main, Slot::A, revision);
+    let prepared = ContainerSeen::prepared(ContainerId(id.into()), Part::Main, Slot::A, revision);
     ContainerSeen { state, traffic, ..prepared }
 }
 
@@ -128,48 +127,53 @@ fn amount() -> impl Strategy<Value = Amount> {
     prop_oneof![(0..4u32).prop_map(Amount::Count), (0..=100u8).prop_map(Amount::Percent)]
 }
 
-/// Settings of a Release: some Releases differ in what needs no restart alone.
-fn some_settings() -> impl Strategy<Value = impl Fn(&mut Manifest) + Clone + std::fmt::Debug> {
-    #[derive(Debug, Clone)]
-    struct Drawn {
-        strategy: Change,
-        max_unavailable: Amount,
-        shared: Option<bool>,
-        keep: u64,
-        memory: u64,
-        hooks: (bool, bool, bool),
+/// Settings that matter to the planner.
+#[derive(Debug, Clone)]
+struct Drawn {
+    strategy: Change,
+    max_unavailable: Amount,
+    /// A volume, shared or not.
+    volume: Option<bool>,
+    keep: u64,
+    memory: u64,
+    hooks: [bool; 3],
+}
+
+impl Drawn {
+    fn write(&self, settings: &mut Manifest) {
+        let rules = &mut settings.rollout;
+        rules.strategy = Some(self.strategy);
+        rules.max_unavailable = self.max_unavailable;
+        rules.keep_previous = Some(Span::from_millis(self.keep));
+        settings.lifecycle.grace = Span::from_secs(1);
+        settings.resources.memory =
+            Some(format!("{}Mi", self.memory * 64).parse().expect("a quantity"));
+        settings.volumes.extend(self.volume.map(|shared| Volume { shared, ..volume() }));
+        let [before_update, after_update, pre_delete] = self.hooks.map(|asked| {
+            let run = HookRun::Exec(vec!["true".into()]);
+            asked.then(|| Hook { run, deadline: Span::from_secs(1) })
+        });
+        settings.lifecycle.hooks = Hooks { before_update, after_update, pre_delete };
     }
+}
+
+fn some_settings() -> impl Strategy<Value = Drawn> {
     let strategy = prop_oneof![
         4 => Just(Change::InPlace),
         6 => Just(Change::Handover),
         1 => Just(Change::Recreate)
     ];
     let volume = prop_oneof![6 => Just(None), 1 => Just(Some(false)), 1 => Just(Some(true))];
-    let hooks = (prop::bool::weighted(0.2), prop::bool::weighted(0.2), prop::bool::weighted(0.2));
-    (strategy, amount(), volume, prop::sample::select(vec![0, 2000]), 1..3u64, hooks).prop_map(
-        |(strategy, max_unavailable, shared, keep, memory, hooks)| {
-            let drawn = Drawn { strategy, max_unavailable, shared, keep, memory, hooks };
-            move |settings: &mut Manifest| {
-                let rules = &mut settings.rollout;
-                rules.strategy = Some(drawn.strategy);
-                rules.max_unavailable = drawn.max_unavailable;
-                rules.keep_previous = Some(Span::from_millis(drawn.keep));
-                settings.lifecycle.grace = Span::from_secs(1);
-                settings.resources.memory =
-                    Some(format!("{}Mi", drawn.memory * 64).parse().expect("a quantity"));
-                settings.volumes.extend(drawn.shared.map(|shared| Volume { shared, ..volume() }));
-                let hook = |asked: bool| {
-                    asked.then(|| Hook {
-                        run: HookRun::Exec(vec!["true".into()]),
-                        deadline: Span::from_secs(1),
-                    })
-                };
-                settings.lifecycle.hooks = Hooks {
-                    before_update: hook(drawn.hooks.0),
-                    after_update: hook(drawn.hooks.1),
-                    pre_delete: hook(drawn.hooks.2),
-                };
-            }
+    let keep = prop::sample::select(vec![0, 2000]);
+    let hooks = prop::array::uniform3(prop::bool::weighted(0.2));
+    (strategy, amount(), volume, keep, 1..3u64, hooks).prop_map(
+        |(strategy, max_unavailable, volume, keep, memory, hooks)| Drawn {
+            strategy,
+            max_unavailable,
+            volume,
+            keep,
+            memory,
+            hooks,
         },
     )
 }
@@ -195,8 +199,8 @@ pub fn some_fleet() -> impl Strategy<Value = Fleet> {
                 paused,
                 releases: (1..)
                     .zip(settings)
-                    .map(|(n, (change, same_image))| {
-                        let mut spec = spec(n, change);
+                    .map(|(n, (drawn, same_image))| {
+                        let mut spec = spec(n, |settings| drawn.write(settings));
                         if same_image {
                             spec.image = digest(1);
                         }
@@ -308,20 +312,22 @@ pub fn some_world() -> impl Strategy<Value = (Fleet, FleetSeen)> {
         );
         let images = prop::collection::vec(some_image(), RELEASES as usize);
         let memory = prop::option::of((0..200u64, prop::bool::weighted(0.2)));
-        (Just(fleet), instances, images, memory).prop_map(|(fleet, mut instances, images, memory)| {
-            for (ordinal, instance) in &mut instances {
-                for (n, container) in instance.containers.iter_mut().enumerate() {
-                    container.id = ContainerId(format!("c-{ordinal}-{n}"));
+        (Just(fleet), instances, images, memory).prop_map(
+            |(fleet, mut instances, images, memory)| {
+                for (ordinal, instance) in &mut instances {
+                    for (n, container) in instance.containers.iter_mut().enumerate() {
+                        container.id = ContainerId(format!("c-{ordinal}-{n}"));
+                    }
                 }
-            }
-            let images = (1..).zip(images).filter_map(|(n, seen)| Some((digest(n), seen?)));
-            let seen = FleetSeen {
-                generation: fleet.generation,
-                images: images.collect(),
-                instances,
-                memory: memory.map(|(free, pressed)| MemorySeen { free: free << 20, pressed }),
-            };
-            (fleet, seen)
-        })
+                let images = (1..).zip(images).filter_map(|(n, seen)| Some((digest(n), seen?)));
+                let seen = FleetSeen {
+                    generation: fleet.generation,
+                    images: images.collect(),
+                    instances,
+                    memory: memory.map(|(free, pressed)| MemorySeen { free: free << 20, pressed }),
+                };
+                (fleet, seen)
+            },
+        )
     })
 }

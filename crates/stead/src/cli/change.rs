@@ -56,8 +56,10 @@ async fn rollout_status(context: &Context, app: &AppName) -> Result<()> {
 }
 
 fn rollout_text(rollout: &Rollout, ready: u32, instances: u32) -> String {
-    let from =
-        rollout.from.as_ref().map_or("nothing".to_owned(), |from| format!("release {}", from.base.release));
+    let from = rollout
+        .from
+        .as_ref()
+        .map_or("nothing".to_owned(), |from| format!("release {}", from.base.release));
     let mut text = format!(
         "rollout {} {}: from {from} to release {}, {ready} of {instances} instances ready\n\
          begun {} by {}",
