@@ -1,9 +1,12 @@
 //! A client's connection as hyper sees it.
 //!
 //! Promises, for HTTP/1: what [`Scanner`] refuses reaches hyper as an error it answers with
-//! 400; a head that does not arrive in time and a body that stands still end the connection;
-//! and a connection that ends with input unread lingers, so that the last response is not
-//! destroyed by a reset (RFC 9112, 9.6). HTTP/2 passes untouched.
+//! 400; a head that does not arrive in time and a body that stands still end the connection.
+//! HTTP/2 passes untouched.
+//!
+//! For both: a connection that ends while the client may still send lingers, so that the last
+//! responses are not destroyed by a reset (RFC 9112, 9.6). After GOAWAY an HTTP/2 client has
+//! often sent more already: window updates, and requests that it will send again elsewhere.
 
 use std::future::Future;
 use std::io;
@@ -50,6 +53,16 @@ pub(crate) struct Wire<S> {
     held: Bytes,
     /// `None`: the bytes are not HTTP/1.
     http1: Option<Http1>,
+    /// Once the connection has ended on our side.
+    linger: Option<Linger>,
+    /// Whether it always lingers.
+    http2: bool,
+}
+
+/// What a connection may still have before it is closed.
+struct Linger {
+    time: Pin<Box<Sleep>>,
+    bytes: usize,
 }
 
 struct Http1 {
@@ -60,8 +73,6 @@ struct Http1 {
     /// Runs while a head is incomplete or a body stands still.
     timer: Option<Pin<Box<Sleep>>>,
     timing: Timing,
-    /// Bytes that may still be discarded, once the connection lingers.
-    linger: Option<usize>,
     refused: bool,
 }
 
@@ -70,7 +81,6 @@ enum Timing {
     Nothing,
     Head,
     Body,
-    Linger,
 }
 
 impl<S> Wire<S> {
@@ -83,15 +93,14 @@ impl<S> Wire<S> {
             body_stall: limits.body_stall,
             timer: None,
             timing: Timing::Nothing,
-            linger: None,
             refused: false,
         };
-        Self { stream, held, http1: Some(http1) }
+        Self { stream, held, http1: Some(http1), linger: None, http2: false }
     }
 
     /// A connection that speaks HTTP/2; `held` was read of it already.
     pub(crate) fn http2(stream: S, held: Bytes) -> Self {
-        Self { stream, held, http1: None }
+        Self { stream, held, http1: None, linger: None, http2: true }
     }
 }
 
@@ -112,6 +121,11 @@ impl Http1 {
             (None, _) | (_, Timing::Nothing) => Poll::Pending,
             (Some(timer), _) => timer.as_mut().poll(cx),
         }
+    }
+
+    /// Whether the client may be sending.
+    fn may_have_more(&self) -> bool {
+        self.refused || self.scanner.in_body() || self.scanner.in_head()
     }
 
     /// Whether bytes may be read, and as what.
@@ -223,31 +237,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let Some(http1) = &mut this.http1 else {
-            return Pin::new(&mut this.stream).poll_shutdown(cx);
-        };
-        if http1.linger.is_none() {
-            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
-            let unread = http1.refused || http1.scanner.in_body() || http1.scanner.in_head();
-            if !unread {
-                return Poll::Ready(Ok(()));
+        let linger = match &mut this.linger {
+            Some(linger) => linger,
+            None => {
+                ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+                let unread = this.http1.as_ref().is_some_and(Http1::may_have_more);
+                if !unread && !this.http2 {
+                    return Poll::Ready(Ok(()));
+                }
+                let (time, bytes) = LINGER;
+                this.linger.insert(Linger { time: Box::pin(sleep(time)), bytes })
             }
-            http1.linger = Some(LINGER.1);
-            http1.time(Timing::Linger, LINGER.0);
-        }
+        };
         let mut scratch = [0; 4096];
-        while let Some(left) = http1.linger
-            && left > 0
-        {
+        while linger.bytes > 0 {
             let mut buf = ReadBuf::new(&mut scratch);
             match Pin::new(&mut this.stream).poll_read(cx, &mut buf) {
                 Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
-                    http1.linger = Some(left.saturating_sub(buf.filled().len()));
+                    linger.bytes = linger.bytes.saturating_sub(buf.filled().len());
                 }
-                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Ready(_) => break,
                 Poll::Pending => {
-                    ready!(http1.poll_timer(cx));
-                    return Poll::Ready(Ok(()));
+                    ready!(linger.time.as_mut().poll(cx));
+                    break;
                 }
             }
         }

@@ -601,7 +601,7 @@ pub async fn h2_client(addr: SocketAddr) -> hyper::client::conn::http2::SendRequ
 }
 
 /// A request of an HTTP/2 client.
-pub fn h2_request(path: &str, body: Boxed) -> Request<Boxed> {
+pub fn h2_request<B>(path: &str, body: B) -> Request<B> {
     Request::post(format!("http://{HOST}{path}")).body(body).unwrap()
 }
 

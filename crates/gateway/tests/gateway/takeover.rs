@@ -103,6 +103,88 @@ async fn over_h2(addr: std::net::SocketAddr, over: &AtomicBool, served: &AtomicU
     }
 }
 
+/// One HTTP/2 connection with several requests at a time, until the gateway says GOAWAY.
+///
+/// By h2 itself: hyper's client (1.12) gives a request up that it has just sent when GOAWAY
+/// comes at that moment, although it is below the last one that is answered.
+async fn many_over_h2(
+    addr: std::net::SocketAddr,
+    over: &Arc<AtomicBool>,
+    served: &Arc<AtomicUsize>,
+) {
+    let stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let streams: Vec<_> = (0..8)
+        .map(|_| {
+            let (mut sender, over, served) = (sender.clone(), over.clone(), served.clone());
+            tokio::spawn(async move {
+                while !over.load(Ordering::SeqCst) {
+                    let Ok(mut ready) = sender.ready().await else { return };
+                    let request = h2_request("/", ());
+                    let Ok((response, _)) = ready.send_request(request, true) else { return };
+                    sender = ready;
+                    match response.await {
+                        Ok(response) => {
+                            assert_eq!(response.status(), 200);
+                            let mut body = response.into_body();
+                            while let Some(data) = body.data().await {
+                                data.unwrap();
+                            }
+                            served.fetch_add(1, Ordering::SeqCst);
+                        }
+                        // It was not taken up.
+                        Err(error) => {
+                            assert!(error.is_go_away() && error.is_remote(), "{error:?}");
+                            return;
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    drop(sender);
+    for stream in streams {
+        within(stream).await.unwrap();
+    }
+    let _ = within(connection).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn takeovers_lose_no_stream_of_a_connection_with_several() {
+    let control = Control::start();
+    let app = TestApp::start(1).await;
+    control.put(APP, routes([app.open()])).await;
+    let mut gateway = Arc::new(control.gateway().await);
+    let mut config = control.config();
+    config.http = gateway.http_addrs();
+    let addr = config.http[0];
+    let over = Arc::new(AtomicBool::new(false));
+    let served = Arc::new(AtomicUsize::new(0));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (over, served) = (over.clone(), served.clone());
+            tokio::spawn(async move {
+                while !over.load(Ordering::SeqCst) {
+                    many_over_h2(addr, &over, &served).await;
+                }
+            })
+        })
+        .collect();
+    for _ in 0..10 {
+        let before = served.load(Ordering::SeqCst);
+        until("load", || served.load(Ordering::SeqCst) > before + 200).await;
+        let next = Arc::new(control.gateway_with(config.clone()).await);
+        let last = std::mem::replace(&mut gateway, next);
+        within(last.ended()).await;
+    }
+    over.store(true, Ordering::SeqCst);
+    for client in clients {
+        within(client).await.unwrap();
+    }
+    assert_eq!(app.requests(), served.load(Ordering::SeqCst), "an answer reached no client");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_under_way_stays_with_the_old_gateway() {
     let control = Control::start();
