@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use stead_core::engine::{Engine, ExecRequest};
 use stead_core::event::Fact;
 use stead_core::fleet::{
-    ContainerState, Fleet, FleetSeen, Health, InstanceSeen, ReleaseSpec, Revision,
+    ContainerState, Fleet, FleetSeen, Health, InstanceSeen, Lineup, ReleaseSpec, Revision,
 };
 use stead_core::ids::{ContainerId, Generation, Ordinal};
 use stead_core::manifest::{Manifest, Probe, Startup};
