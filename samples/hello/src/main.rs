@@ -2,12 +2,14 @@
 //!
 //! The demo, the tests and the benchmarks put it into images, so it is one static program
 //! without dependencies, and it misbehaves on request. It promises correct HTTP/1.1 to a polite
-//! client (keep-alive, chunked uploads, server-sent events, WebSocket echo); it knows nothing
-//! about stead, and it is not a server for the open Internet.
+//! client (keep-alive, chunked uploads, server-sent events, WebSocket echo, gRPC, raw TCP); it knows
+//! nothing about stead, and it is not a server for the open Internet.
 //!
 //! Behaviour is chosen by environment variables: see [`Settings`].
 
+mod grpc;
 mod http;
+mod tcp;
 mod websocket;
 
 use std::io::{self, BufReader, Write};
@@ -28,6 +30,9 @@ struct Settings {
     version: String,
     /// `PORT`, else 8080.
     port: u16,
+    /// `TCP_PORT`: listen there for raw TCP too, where each line is answered with version,
+    /// process id, time of start and itself.
+    tcp_port: Option<u16>,
     /// `START_DELAY_MS`: sleep so long before listening.
     start_delay: Duration,
     /// `EXIT_AT_ONCE`: exit with this code instead of starting.
@@ -38,6 +43,8 @@ struct Settings {
     never_ready: bool,
     /// `ERROR_SHARE`, 0 to 1: this share of the answers of `/` is a 500.
     error_share: f64,
+    /// `LATENCY_MS`: every answer of `/` takes so much longer.
+    latency: Duration,
     /// `ALLOCATE_MB`: take so much memory at the start, to meet a limit.
     allocate_mb: usize,
 }
@@ -52,11 +59,13 @@ impl Settings {
                 .or_else(|| file().map(first_line))
                 .unwrap_or_else(|| "dev".to_owned()),
             port: number("PORT").unwrap_or(8080),
+            tcp_port: number("TCP_PORT"),
             start_delay: Duration::from_millis(number("START_DELAY_MS").unwrap_or(0)),
             exit_at_once: number("EXIT_AT_ONCE"),
             exit_after: number("EXIT_AFTER_MS").map(Duration::from_millis),
             never_ready: env::var_os("NEVER_READY").is_some(),
             error_share: number("ERROR_SHARE").unwrap_or(0.0),
+            latency: Duration::from_millis(number("LATENCY_MS").unwrap_or(0)),
             allocate_mb: number("ALLOCATE_MB").unwrap_or(0),
         }
     }
@@ -78,6 +87,23 @@ struct Service {
     started: u128,
     /// Answers of `/` so far, to spread `ERROR_SHARE` evenly.
     answers: AtomicU64,
+    /// How often `/count` was asked for: a memory that only this process has.
+    count: AtomicU64,
+    kept: tcp::Kept,
+    load: Arc<tcp::Load>,
+}
+
+impl Service {
+    fn new(settings: Settings, started: u128) -> Self {
+        Self {
+            settings,
+            started,
+            answers: AtomicU64::new(0),
+            count: AtomicU64::new(0),
+            kept: tcp::Kept::default(),
+            load: Arc::default(),
+        }
+    }
 }
 
 fn main() -> io::Result<()> {
@@ -89,6 +115,9 @@ fn main() -> io::Result<()> {
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_micros());
     let ballast = vec![1_u8; settings.allocate_mb << 20];
     thread::sleep(settings.start_delay);
+    if let Some(port) = settings.tcp_port {
+        tcp::listen(port, format!("{} {} {started}", settings.version, process::id()))?;
+    }
     let listener = TcpListener::bind(("0.0.0.0", settings.port))?;
     println!("hello {}: listening on {}", settings.version, listener.local_addr()?);
     if let Some(after) = settings.exit_after {
@@ -98,7 +127,7 @@ fn main() -> io::Result<()> {
             process::exit(1);
         });
     }
-    serve(&listener, Arc::new(Service { settings, started, answers: AtomicU64::new(0) }));
+    serve(&listener, Arc::new(Service::new(settings, started)));
     drop(ballast);
     Ok(())
 }
@@ -119,6 +148,9 @@ impl Service {
         stream.set_nodelay(true)?;
         let mut reader = BufReader::new(stream);
         while let Some(request) = Request::read(&mut reader)? {
+            if request.method == "PRI" {
+                return grpc::serve(reader, stream, &self.settings.version);
+            }
             let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
             match path {
                 "/events" => return self.events(stream, query),
@@ -151,6 +183,9 @@ impl Service {
     ) -> io::Result<Response> {
         // Always read to its end, so that the connection can be used again.
         let received = request.discard_body(reader)?;
+        if path == "/" {
+            thread::sleep(self.settings.latency);
+        }
         Ok(match path {
             "/" if self.fails_this_time() => Response::text(500, "an error, as asked\n"),
             "/" => Response::text(200, format!("hello from {}\n", self.settings.version)),
@@ -162,6 +197,27 @@ impl Service {
                 thread::sleep(Duration::from_millis(parameter(query, "ms").unwrap_or(1000)));
                 Response::text(200, format!("hello at last from {}\n", self.settings.version))
             }
+            "/count" => {
+                let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+                Response::text(200, format!("{count} {}\n", process::id()))
+            }
+            // What another App sees on raw TCP: `to` is an address with its port.
+            "/tcp/ask" => {
+                let name: String = parameter(query, "name").unwrap_or_default();
+                match parameter(query, "to").map(|to| self.kept.ask(&name, to)) {
+                    Some(Ok(answer)) => Response::text(200, format!("{answer}\n")),
+                    Some(Err(error)) => Response::text(502, format!("{error}\n")),
+                    None => Response::text(400, "`to` is missing\n"),
+                }
+            }
+            "/tcp/load" => match parameter(query, "to") {
+                Some(to) => {
+                    self.load.begin(to);
+                    Response::text(200, "begun\n")
+                }
+                None => Response::text(400, "`to` is missing\n"),
+            },
+            "/tcp/report" => Response::text(200, self.load.report()),
             "/exit" if request.method == "POST" => {
                 process::exit(parameter(query, "code").unwrap_or(1))
             }
@@ -223,14 +279,16 @@ mod tests {
         let settings = Settings {
             version: "7".into(),
             port: 0,
+            tcp_port: None,
             start_delay: Duration::ZERO,
             exit_at_once: None,
             exit_after: None,
             never_ready: true,
             error_share,
+            latency: Duration::ZERO,
             allocate_mb: 0,
         };
-        Arc::new(Service { settings, started: 0, answers: AtomicU64::new(0) })
+        Arc::new(Service::new(settings, 0))
     }
 
     /// What the service says to these bytes on one connection.

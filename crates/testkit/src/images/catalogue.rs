@@ -214,8 +214,11 @@ pub fn trivial_program() -> io::Result<PathBuf> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
     let source = workspace.join("samples/hello/src");
     let mut text = Vec::new();
-    for file in ["main.rs", "http.rs", "websocket.rs"] {
-        text.extend(fs::read(source.join(file))?);
+    let files = fs::read_dir(&source)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut files = files.collect::<io::Result<Vec<_>>>()?;
+    files.sort();
+    for file in files {
+        text.extend(fs::read(file)?);
     }
     let folder = env::var_os("CARGO_TARGET_DIR").map_or(workspace.join("target"), PathBuf::from);
     let folder = folder.join("samples");
