@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use stead_engine_node::sandbox::{
-    ContainerSpec, ExecSpec, Host, HostConfig, Resources, Sandbox, SandboxError, SandboxSpec,
+    ContainerSpec, ExecSpec, Host, HostConfig, Resources, Sandbox, SandboxError, SandboxSpec, Slot,
     Timings,
 };
 
@@ -85,6 +85,20 @@ async fn all(host: &Host, folder: &Path, rounds: usize) -> Result<(), Box<dyn st
         sandbox.exec(&new, spec).await?.wait().await?;
         exec.push(begun.elapsed());
     }
+    let (mut second, mut flip) = (Vec::new(), Vec::new());
+    for round in 0..rounds.min(20) {
+        let id = format!("b{round}");
+        let sandbox = host.create(spec(&id)).await?;
+        begin(&sandbox, folder, "a").await?;
+        let in_b = ContainerSpec { slot: Slot::B, ..container(folder, "b") };
+        second.push(sandbox.prepare(in_b).await?.slot);
+        for slot in [Slot::B, Slot::A, Slot::B, Slot::A] {
+            let begun = Instant::now();
+            sandbox.flip(slot).await?;
+            flip.push(begun.elapsed());
+        }
+        host.remove(&id).await?;
+    }
     println!("after {rounds} swaps           {:>8} KiB", holder_memory(folder)?);
     for (what, times) in [
         ("create from the pool", pooled),
@@ -96,6 +110,8 @@ async fn all(host: &Host, folder: &Path, rounds: usize) -> Result<(), Box<dyn st
         ("  process", phases.iter().map(|phase| phase.process).collect()),
         ("start", start),
         ("stop old, start new", swap),
+        ("second slot", second),
+        ("flip", flip),
         ("exec of true", exec),
         ("remove", remove),
     ] {

@@ -111,9 +111,10 @@ async fn idle(all: &Platform, sandbox: &Sandbox) {
 /// Both slots answer, and slot A is current.
 async fn both(all: &Platform, sandbox: &Sandbox, [a, b]: [&str; 2]) {
     all.start(sandbox, answering(all, a, Slot::A)).await;
-    assert_eq!(from_host(sandbox.ip(), None).ask(), a);
     all.start(sandbox, answering(all, b, Slot::B)).await;
-    assert_eq!(from_host(sandbox.ip(), sandbox.mark(Slot::B)).ask(), b);
+    for (slot, name) in [(Slot::A, a), (Slot::B, b)] {
+        assert_eq!(from_host(sandbox.ip(), sandbox.mark(slot)).ask(), name);
+    }
 }
 
 async fn live_connections_stay_and_new_ones_move(name: &str, of: fn(&Sandbox) -> Option<IpAddr>) {
@@ -192,4 +193,199 @@ async fn a_live_connection_stays_and_a_new_one_moves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_live_connection_with_ipv6_stays_and_a_new_one_moves() {
     live_connections_stay_and_new_ones_move("slot2", |sandbox| sandbox.ip6().map(IpAddr::V6)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_slots_reach_the_outside_and_whatever_slot_is_current_of_others() {
+    let mut all = Platform::open("slot3", 0).await;
+    let outside = Outside::new(all.folder());
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _ = stream.unwrap().write_all(b"HTTP/1.0 200 OK\r\n\r\nhost\n");
+        }
+    });
+    all.crash();
+    all.config_mut().host_ports = vec![port];
+    all.reopen().await;
+    let (one, two) = (all.sandbox("one").await, all.sandbox("two").await);
+    let stranger = all.sandbox_in("three", "elsewhere").await;
+    both(&all, &one, ["1a", "1b"]).await;
+    both(&all, &two, ["2a", "2b"]).await;
+    both(&all, &stranger, ["3a", "3b"]).await;
+    for current in [Slot::A, Slot::B] {
+        two.flip(current).await.unwrap();
+        let expected = if current == Slot::A { "2a" } else { "2b" };
+        for (flipped, from) in [(Slot::A, "1a"), (Slot::A, "1b"), (Slot::B, "1a"), (Slot::B, "1b")]
+        {
+            one.flip(flipped).await.unwrap();
+            for target in [Some(two.ip()), two.ip6().map(IpAddr::V6)].into_iter().flatten() {
+                assert_eq!(from_inside(&one, from, target).await.ask(), expected, "from {from}");
+            }
+            let mut targets = vec![(IpAddr::from(outside.ip), 80, "outside")];
+            targets.push((IpAddr::from(all.host().gateway()), port, "host"));
+            targets.extend(one.ip6().map(|_| (IpAddr::from(outside.ip6), 80, "outside")));
+            for (target, port, expected) in targets {
+                let answer = all.output(&one, from, &ask(target, port)).await.1;
+                assert_eq!(answer, format!("{expected}\n"), "{target} from {from}");
+            }
+        }
+    }
+    for from in ["3a", "3b"] {
+        let answer = all.output(&stranger, from, &ask(two.ip(), 80)).await.1;
+        assert!(answer.contains("unreachable"), "{answer}");
+    }
+    all.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_from_outside_are_counted_until_they_end() {
+    let all = Platform::open("slot4", 0).await;
+    let (sandbox, other) = (all.sandbox("a").await, all.sandbox("b").await);
+    idle(&all, &other).await;
+    assert_eq!(sandbox.inbound(Slot::B).await.unwrap(), 0, "there is none");
+    both(&all, &sandbox, ["a", "b"]).await;
+    let counted = async |slot, wanted| sandbox.inbound(slot).await.unwrap() == wanted;
+    all.until("nobody is there", async || counted(Slot::A, 0).await && counted(Slot::B, 0).await)
+        .await;
+    let mut host = from_host(sandbox.ip(), None);
+    let mut neighbour = from_inside(&other, "idle", sandbox.ip()).await;
+    let mut itself = from_inside(&sandbox, "a", sandbox.ip()).await;
+    let mut local = from_inside(&sandbox, "a", Ipv4Addr::LOCALHOST.into()).await;
+    let mut away = from_inside(&sandbox, "b", other.ip()).await;
+    for caller in [&mut neighbour, &mut itself, &mut local] {
+        assert_eq!(caller.ask(), "a");
+    }
+    assert_eq!(host.ask(), "a");
+    let _ = away.to.write_all(b"nobody listens\n");
+    assert!(counted(Slot::A, 2).await, "{:?}", sandbox.inbound(Slot::A).await);
+    assert!(counted(Slot::B, 0).await);
+    sandbox.flip(Slot::B).await.unwrap();
+    let mut host6 = sandbox.ip6().map(|ip| from_host(ip.into(), None));
+    assert!(host6.as_mut().is_none_or(|host| host.ask() == "b"));
+    assert!(counted(Slot::A, 2).await && counted(Slot::B, usize::from(host6.is_some())).await);
+    drop((host, host6));
+    all.until("one is left", async || counted(Slot::A, 1).await && counted(Slot::B, 0).await).await;
+    drop(neighbour);
+    all.until("none is left", async || counted(Slot::A, 0).await).await;
+    all.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_was_not_finished_is_made_again() {
+    let mut all = Platform::open("slot5", 0).await;
+    let sandbox = all.sandbox("a").await;
+    both(&all, &sandbox, ["a", "b"]).await;
+    let ip = sandbox.ip();
+    sandbox.stop("b", libc::SIGKILL, PATIENCE).await.unwrap();
+    drop(sandbox);
+    all.crash();
+    // As if `serve` had ended before it let the link in.
+    let set = format!("inet {} link_b", all.config().name);
+    let flushed = Command::new("nft").args(["flush", "set"]).args(set.split(' ')).status().unwrap();
+    assert!(flushed.success());
+    all.reopen().await;
+    let sandbox = all.host().get("a").unwrap();
+    assert_eq!((sandbox.current(), sandbox.mark(Slot::B)), (Slot::A, None));
+    all.start(&sandbox, answering(&all, "c", Slot::B)).await;
+    sandbox.flip(Slot::B).await.unwrap();
+    assert_eq!(from_host(ip, None).ask(), "c");
+    all.host().remove("a").await.unwrap();
+    all.until("its links are gone", async || {
+        !all.left().iter().any(|line| line.starts_with(&format!("{}-", all.config().name)))
+    })
+    .await;
+    all.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_flips_at_one_time_are_quick() {
+    const SANDBOXES: usize = 12;
+    let all = Platform::open("slot6", 0).await;
+    let mut sandboxes: Vec<Arc<Sandbox>> = Vec::new();
+    for n in 0..SANDBOXES {
+        let sandbox = all.sandbox(&format!("s{n}")).await;
+        sandbox.prepare(answering(&all, &format!("b{n}"), Slot::B)).await.unwrap();
+        sandboxes.push(sandbox);
+    }
+    let begun = Instant::now();
+    for slot in [Slot::B, Slot::A, Slot::B] {
+        let flips = sandboxes.iter().map(|sandbox| sandbox.flip(slot));
+        let flips = futures_util::future::join_all(flips).await;
+        flips.into_iter().for_each(|flipped| flipped.unwrap());
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(sandboxes.iter().all(|sandbox| sandbox.current() == Slot::B));
+    drop(sandboxes);
+    all.close().await;
+}
+
+/// Not a test: what the next test runs in a process of its own, to be killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_serve_to_be_killed_amid_handovers() {
+    let Ok(folder) = std::env::var("STEAD_TEST_FOLDER") else { return };
+    let name = std::env::var("STEAD_TEST_NAME").unwrap();
+    let subnet = std::env::var("STEAD_TEST_SUBNET").unwrap().parse().unwrap();
+    let all = Platform::attach(folder.into(), &name, subnet).await;
+    println!("\nREADY");
+    for round in 0.. {
+        let id = format!("r{}-{round}", std::process::id());
+        let sandbox = all.sandbox(&id).await;
+        both(&all, &sandbox, [&format!("{id}a"), &format!("{id}b")]).await;
+        for slot in [Slot::B, Slot::A, Slot::B] {
+            sandbox.flip(slot).await.unwrap();
+        }
+        if round % 2 == 0 {
+            all.host().remove(&id).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_serve_killed_amid_handovers_leaves_nothing_half_done() {
+    let mut all = Platform::open("slot7", 0).await;
+    all.crash();
+    let mut met = 0;
+    for round in 0..6 {
+        let mut serve = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_serve_to_be_killed_amid_handovers", "--nocapture"])
+            .env("STEAD_TEST_FOLDER", all.folder())
+            .env("STEAD_TEST_NAME", &all.config().name)
+            .env("STEAD_TEST_SUBNET", all.config().subnet.to_string())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(serve.stdout.take().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line == "READY"), "it has ended");
+        // Not to wait for anything: to be somewhere else each time.
+        std::thread::sleep(Duration::from_millis(35 + 23 * round));
+        serve.kill().unwrap();
+        serve.wait().unwrap();
+
+        let found = all.reopen().await;
+        for recovered in &found {
+            let sandbox = &recovered.sandbox;
+            let running = sandbox.containers().into_iter().filter(|view| {
+                matches!(view.state, stead_engine_node::sandbox::ViewState::Running { .. })
+            });
+            let slots: Vec<_> = running.map(|view| (view.slot, view.id)).collect();
+            for (slot, name) in &slots {
+                sandbox.flip(*slot).await.unwrap();
+                assert_eq!(from_host(sandbox.ip(), None).ask(), *name);
+                met += usize::from(*slot == Slot::B);
+            }
+            let again = format!("{}-again", sandbox.id());
+            if !slots.iter().any(|(slot, _)| *slot == Slot::B) {
+                all.start(sandbox, answering(&all, &again, Slot::B)).await;
+                sandbox.flip(Slot::B).await.unwrap();
+                assert_eq!(from_host(sandbox.ip(), None).ask(), again);
+            }
+        }
+        drop(found);
+        all.crash();
+    }
+    assert!(met > 0, "none had come as far as its second slot");
+    all.reopen().await;
+    all.close().await;
 }

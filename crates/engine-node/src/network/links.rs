@@ -237,15 +237,26 @@ fn overlaps(network: Ipv4Addr, other: Ipv4Addr, prefix: u8) -> bool {
     common > 0 && (network.to_bits() ^ other.to_bits()) >> (32 - common) == 0
 }
 
-/// Names and indices of the links in a group.
-pub(crate) fn in_group(host: &mut Socket, group: u32) -> io::Result<Vec<(String, i32)>> {
+/// A link of a group, as the host sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct Listed {
+    pub(crate) name: String,
+    pub(crate) index: i32,
+    /// Both of its ends are up.
+    pub(crate) is_up: bool,
+}
+
+/// The links in a group.
+pub(crate) fn in_group(host: &mut Socket, group: u32) -> io::Result<Vec<Listed>> {
     host.queue(libc::RTM_GETLINK, netlink::DUMP, &link_header(0, 0), |_| {});
     let links = host.ask()?;
     let named = |link: &Vec<u8>| {
         let all: Vec<_> = attributes(link.get(16..)?).collect();
         let find = |wanted| all.iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| *value);
         let name = String::from_utf8_lossy(find(IFLA_IFNAME)?).trim_end_matches('\0').to_owned();
-        (number(find(IFLA_GROUP)?) == group).then(|| (name, number(&link[4..8]) as i32))
+        let is_up = find(IFLA_OPERSTATE).is_some_and(|state| state == [OPERSTATE_UP]);
+        let index = number(&link[4..8]) as i32;
+        (number(find(IFLA_GROUP)?) == group).then_some(Listed { name, index, is_up })
     };
     Ok(links.iter().filter_map(named).collect())
 }

@@ -60,6 +60,8 @@ pub(crate) struct Second {
 pub(crate) struct Links {
     pub(crate) first: Option<i32>,
     pub(crate) second: Option<i32>,
+    /// Packets pass on the first one.
+    is_up: bool,
 }
 
 /// What an earlier `serve` left in the host's network.
@@ -69,6 +71,13 @@ pub(crate) struct Left {
     installed: Installed,
     /// Addresses of IPv6 that Sandboxes have.
     known_v6: std::collections::HashSet<Ipv6Addr>,
+}
+
+impl Left {
+    /// Was the Sandbox's first link completed?
+    pub(crate) fn is_up(&self, index: Index) -> bool {
+        self.links.get(&index).is_some_and(|links| links.is_up)
+    }
 }
 
 /// The network of one platform on this host.
@@ -160,7 +169,7 @@ impl Network {
     /// The connection of a Sandbox that an earlier `serve` made; `None` if it has none any more.
     /// A second link that was not completed is deleted: the next one takes its place.
     pub(crate) fn found(&self, index: Index, left: &Left) -> Option<(Connection, Second)> {
-        let Links { first, second } = left.links.get(&index).copied().unwrap_or_default();
+        let Links { first, second, .. } = left.links.get(&index).copied().unwrap_or_default();
         let mut ips = self.ips(index);
         ips.v6 = ips.v6.filter(|ip| left.known_v6.contains(ip));
         let link = second.filter(|link| left.installed.links.contains(link));
@@ -324,8 +333,9 @@ impl Network {
     /// Our links on the host.
     fn links(&self, host: &mut Socket) -> io::Result<HashMap<Index, Links>> {
         let mut all = HashMap::<Index, Links>::new();
-        for (name, link) in links::in_group(host, self.group)? {
-            let Some(rest) = name.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix('-'))
+        for link in links::in_group(host, self.group)? {
+            let Some(rest) =
+                link.name.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix('-'))
             else {
                 continue;
             };
@@ -336,8 +346,8 @@ impl Network {
             let Ok(index) = number.parse() else { continue };
             let links = all.entry(Index(index)).or_default();
             match slot {
-                Slot::A => links.first = Some(link),
-                Slot::B => links.second = Some(link),
+                Slot::A => (links.first, links.is_up) = (Some(link.index), link.is_up),
+                Slot::B => links.second = Some(link.index),
             }
         }
         Ok(all)

@@ -153,7 +153,12 @@ pub(crate) async fn find(means: &Arc<Means>) -> Result<Found, SandboxError> {
                 let sandbox = Sandbox::take_over(means.clone(), held, record, second, containers);
                 found.recovered.push(Recovered { sandbox });
             }
-            Ok(None) => found.unused.push(held),
+            Ok(None) if before.is_up(index) => found.unused.push(held),
+            Ok(None) => {
+                // `serve` ended while it was being connected.
+                held.process.kill();
+                continue;
+            }
             Err(error) => {
                 tracing::error!(index = index.0, %error, "a sandbox is damaged and is removed");
                 held.process.kill();
@@ -171,7 +176,7 @@ pub(crate) async fn find(means: &Arc<Means>) -> Result<Found, SandboxError> {
         for index in left {
             sweep(&cleaned, index);
             let _ = fs::remove_dir_all(folder(&cleaned.run_dir, index));
-            let Links { first, second } = before.links.get(&index).copied().unwrap_or_default();
+            let Links { first, second, .. } = before.links.get(&index).copied().unwrap_or_default();
             // Which of the two is which no longer matters.
             let Some(link) = first.or(second) else {
                 cleaned.network.release(index);

@@ -26,7 +26,12 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Platform {
     host: Option<Host>,
     config: HostConfig,
-    folder: Option<tempfile::TempDir>,
+    folder: Folder,
+}
+
+enum Folder {
+    Own(tempfile::TempDir),
+    Others(PathBuf),
 }
 
 /// A shell running a script.
@@ -51,9 +56,24 @@ impl Platform {
             log: LogPolicy::default(),
             host_ports: vec![],
         };
-        let mut platform = Self { host: None, config, folder: Some(folder) };
+        let mut platform = Self { host: None, config, folder: Folder::Own(folder) };
         let found = platform.reopen().await;
         assert!(found.is_empty());
+        platform
+    }
+
+    /// One that another process has opened and will remove.
+    pub async fn attach(folder: PathBuf, name: &str, subnet: Ipv4Addr) -> Self {
+        let config = HostConfig {
+            run_dir: folder.join("run"),
+            data_dir: folder.join("data"),
+            name: name.to_owned(),
+            subnet,
+            pool: 0,
+            ..HostConfig::default()
+        };
+        let mut platform = Self { host: None, config, folder: Folder::Others(folder) };
+        platform.reopen().await;
         platform
     }
 
@@ -82,7 +102,10 @@ impl Platform {
     }
 
     pub fn folder(&self) -> &Path {
-        self.folder.as_ref().unwrap().path()
+        match &self.folder {
+            Folder::Own(folder) => folder.path(),
+            Folder::Others(folder) => folder,
+        }
     }
 
     /// A Sandbox in the Namespace `default`.
@@ -233,7 +256,7 @@ impl Drop for Platform {
     /// After a failed test: whatever is left goes.
     fn drop(&mut self) {
         self.host = None;
-        if self.left().is_empty() {
+        if matches!(self.folder, Folder::Others(_)) || self.left().is_empty() {
             return;
         }
         let config = self.config.clone();
@@ -316,15 +339,19 @@ impl Outside {
         let (host, ip) = (Ipv4Addr::new(198, 18, third, 1), Ipv4Addr::new(198, 18, third, 2));
         let of = |last| Ipv6Addr::new(0x2001, 0xdb8, (pid >> 16) as u16, pid as u16, 0, 0, 0, last);
         let (host6, ip6) = (of(1), of(2));
-        let run = |command: &str| {
+        let maybe = |command: &str| {
             let words: Vec<_> = command.split(' ').collect();
-            let done = std::process::Command::new(words[0]).args(&words[1..]).output().unwrap();
+            std::process::Command::new(words[0]).args(&words[1..]).output().unwrap()
+        };
+        let run = |command: &str| {
+            let done = maybe(command);
             assert!(done.status.success(), "{command}: {done:?}");
         };
         run(&format!("ip netns add {name}"));
         run(&format!("ip link add {name} type veth peer name eth0 netns {name}"));
         run(&format!("ip addr add {host}/24 dev {name}"));
-        run(&format!("ip addr add {host6}/64 dev {name} nodad"));
+        // Where the host uses it.
+        let _ = maybe(&format!("ip addr add {host6}/64 dev {name} nodad"));
         run(&format!("ip link set {name} up"));
         run(&format!("ip -n {name} link set lo up"));
         run(&format!("ip -n {name} link set eth0 up"));

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::super::netlink::{APPEND, CREATE, Socket, attribute, nest, text};
+use super::INTERFACE;
 use super::expression::{Expression, NESTED};
 
 /// `NFPROTO_INET`: a table for IPv4 and IPv6.
@@ -80,6 +81,10 @@ impl<'a> Batch<'a> {
                 attribute(to, 7, &bytes.to_be_bytes());
             }
             attribute(to, 10, &id.to_be_bytes());
+            if key.0 == INTERFACE {
+                // NFTNL_UDATA_SET_KEYBYTEORDER: the machine's own, so that `nft list` names it.
+                attribute(to, 13, &[&[0, 4][..], &1u32.to_ne_bytes()].concat());
+            }
         });
     }
 

@@ -190,9 +190,7 @@ pub(crate) fn install(
     let ports: Vec<_> =
         rules.host_ports.iter().map(|port| (port.to_be_bytes().to_vec(), None)).collect();
     batch.elements(NEW_ELEMENT, "host_port", &ports);
-    for (set, elements) in elements(members) {
-        batch.elements(NEW_ELEMENT, &set, &elements);
-    }
+    put(&mut batch, NEW_ELEMENT, &elements(members));
     isolate(&mut batch, rules);
     steer(&mut batch, rules);
     batch.commit()
@@ -330,27 +328,35 @@ fn steer(batch: &mut Batch<'_>, rules: &Rules<'_>) {
 
 /// Lets a Sandbox in.
 pub(crate) fn admit(socket: &mut Socket, table: &str, member: Member) -> io::Result<()> {
-    change(socket, table, NEW_ELEMENT, &elements(&[member]))
+    let mut batch = Batch::begin(socket, table);
+    put(&mut batch, NEW_ELEMENT, &elements(&[member]));
+    batch.commit()
 }
 
-/// Lets the second slot of a Sandbox in that has been let in. Slot A stays current.
+/// Lets the second slot of a Sandbox in that has been let in. Slot A is current.
 pub(crate) fn admit_second(socket: &mut Socket, table: &str, member: Member) -> io::Result<()> {
+    let mut batch = Batch::begin(socket, table);
     // One who had the address before may have left its last flip behind.
-    forget(socket, table, &flipped(member.ips))?;
-    change(socket, table, NEW_ELEMENT, &second(member))
+    forget(&mut batch, &flipped(member.ips));
+    put(&mut batch, NEW_ELEMENT, &second(member));
+    batch.commit()
 }
 
 /// Shuts a Sandbox out again. What is not there need not go.
 pub(crate) fn expel(socket: &mut Socket, table: &str, member: Member) -> io::Result<()> {
-    forget(socket, table, &elements(&[member]))
+    let mut batch = Batch::begin(socket, table);
+    forget(&mut batch, &elements(&[member]));
+    batch.commit()
 }
 
 /// Has new connections to these addresses go to a slot.
 pub(crate) fn flip(socket: &mut Socket, table: &str, ips: Ips, to: Slot) -> io::Result<()> {
+    let mut batch = Batch::begin(socket, table);
     match to {
-        Slot::A => forget(socket, table, &flipped(ips)),
-        Slot::B => change(socket, table, NEW_ELEMENT, &flipped(ips)),
+        Slot::A => forget(&mut batch, &flipped(ips)),
+        Slot::B => put(&mut batch, NEW_ELEMENT, &flipped(ips)),
     }
+    batch.commit()
 }
 
 /// Removes the table with everything in it. It is no error if there is none.
@@ -415,28 +421,17 @@ fn flipped(ips: Ips) -> Elements {
     of_each_address(ips, "slot_b", |ip| (ip, None))
 }
 
-/// Adds or deletes elements in one transaction.
-fn change(socket: &mut Socket, table: &str, kind: u16, elements: &Elements) -> io::Result<()> {
-    let mut batch = Batch::begin(socket, table);
+fn put(batch: &mut Batch<'_>, kind: u16, elements: &Elements) {
     for (set, elements) in elements {
         batch.elements(kind, set, elements);
     }
-    batch.commit()
 }
 
-/// Deletes elements, one transaction each, because one that is missing undoes a whole one.
-fn forget(socket: &mut Socket, table: &str, elements: &Elements) -> io::Result<()> {
-    let mut done = Ok(());
-    for (set, elements) in elements {
-        for element in elements {
-            let one = vec![(set.clone(), vec![element.clone()])];
-            match change(socket, table, DELETE_ELEMENT, &one) {
-                Err(error) if netlink::errno(&error) == Some(libc::ENOENT) => {}
-                other => done = done.and(other),
-            }
-        }
-    }
-    done
+/// Deletes elements that may be missing. They are added first: to be refused costs a grace
+/// period of the kernel.
+fn forget(batch: &mut Batch<'_>, elements: &Elements) {
+    put(batch, NEW_ELEMENT, elements);
+    put(batch, DELETE_ELEMENT, elements);
 }
 
 /// The keys of a set; none if there is no such set.
@@ -493,7 +488,7 @@ mod tests {
         let other = Member { namespace: 2, ..many(1199) };
         assert!(admit(&mut socket, &table, other).is_err(), "its place is taken");
 
-        let two = Member { second: Some(1), ..many(7) };
+        let two = Member { second: Some(9), ..many(7) };
         admit_second(&mut socket, &table, two).unwrap();
         for slot in [Slot::B, Slot::B, Slot::A, Slot::A, Slot::B] {
             flip(&mut socket, &table, two.ips, slot).unwrap();
@@ -501,7 +496,7 @@ mod tests {
         let now = installed(&mut socket, &table).unwrap();
         assert_eq!(
             (now.links.into_iter().collect(), now.addresses.into_iter().collect()),
-            (vec![1], vec![two.ips.v4])
+            (vec![9], vec![two.ips.v4])
         );
         expel(&mut socket, &table, Member { current: Slot::B, ..two }).unwrap();
         assert!(installed(&mut socket, &table).unwrap().addresses.is_empty());
