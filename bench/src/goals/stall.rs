@@ -18,7 +18,7 @@ use crate::workshop::Workshop;
 const NAME: &str = "stead-bench-stall";
 /// Load before the upgrade, and after it.
 const AROUND: Duration = Duration::from_secs(2);
-const MIX: Mix = Mix { keep_alive: 12, one_shot: 4, uploads: 0, long: 0, events: 0, websockets: 0 };
+const MIX: Mix = Mix { keep_alive: 12, one_shot: 4, ..Mix::NOBODY };
 
 /// A way to upgrade behind an address that goes on answering.
 struct Way {

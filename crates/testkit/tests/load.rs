@@ -111,6 +111,18 @@ async fn a_good_server_loses_nothing_in_any_role() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn calls_and_streams_of_grpc_lose_nothing() {
+    let sample = Sample::start();
+    let load = Plan::new(sample.address, "test").mix(Mix::RPC).start();
+    assert!(load.more_ok(300).await);
+    let report = load.stop().await;
+    report.assert_lossless(300);
+    assert_eq!(report.of_version("1"), report.ok);
+    assert!(report.latency.max_ms > 800.0, "a stream takes about a second: {report}");
+    assert!(report.slowest_between(0.0, report.elapsed_ms) > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_dropped_request_is_counted_once() {
     let (address, count) =
         server(|n| if n % 10 == 0 { Deed::Close } else { Deed::Answer(GOOD) }).await;

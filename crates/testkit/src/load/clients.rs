@@ -9,16 +9,14 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::Frame;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper::{Request, StatusCode, header};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use hyper::{Request, StatusCode, Version, header};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::connection::{self, Sender};
 use super::recorder::{MOST_FAILURES, Recorder};
 use super::report::FailureKind;
-use super::{Plan, Role, streams};
+use super::{Plan, Role, rpc, streams};
 
 /// An upload: so many chunks of a kibibyte, one each so often.
 const UPLOAD_CHUNKS: usize = 10;
@@ -28,7 +26,6 @@ const UPLOAD_EVERY: Duration = Duration::from_millis(100);
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
 
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
-type Sender = SendRequest<Body>;
 
 /// What went wrong, and what was seen.
 pub(super) type Wrong = (FailureKind, String);
@@ -95,7 +92,7 @@ impl Client {
         let version = timeout(self.plan.timeout, exchange).await.map_err(|_| {
             (FailureKind::Timeout, format!("no whole answer within {:?}", self.plan.timeout))
         })??;
-        self.recorder.succeeded(due, &version);
+        self.recorder.succeeded(self.role, due, &version);
         Ok(())
     }
 
@@ -112,9 +109,9 @@ impl Client {
             let is_reused = reused.is_some();
             let mut sender = match reused {
                 Some(sender) => sender,
-                None => connect(&self.plan).await?,
+                None => connection::open(&self.plan, self.role).await?,
             };
-            match sender.send_request(self.build()).await {
+            match sender.send(self.build()).await {
                 Ok(response) => {
                     *kept = Some(sender);
                     break response;
@@ -133,16 +130,24 @@ impl Client {
             *kept = None;
         }
         let status = response.status();
+        let early = rpc::status(response.headers());
         let version = response.headers().get(self.plan.version_header.as_str());
         let version = version.map_or("?", |value| value.to_str().unwrap_or("?")).to_owned();
         let body = response.into_body().collect().await;
-        let body = body.map_err(|error| (FailureKind::Body, causes(&error)))?.to_bytes();
+        let body = body.map_err(|error| (FailureKind::Body, causes(&error)))?;
+        let trailers = body.trailers().cloned();
+        let body = body.to_bytes();
         if status != StatusCode::OK {
             let start = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
             return Err((FailureKind::Status(status.as_u16()), start));
         }
-        if self.role == Role::Events {
-            streams::check_events(&body, self.plan.events)?;
+        match self.role {
+            Role::Events => streams::check_events(&body, self.plan.events)?,
+            Role::Rpc | Role::RpcStream => {
+                let status = early.or_else(|| rpc::status(trailers.as_ref()?));
+                rpc::check(self.role, status, &body)?;
+            }
+            _ => {}
         }
         Ok(version)
     }
@@ -153,27 +158,29 @@ impl Client {
             Role::Upload => ("POST", &plan.upload_path, upload()),
             Role::Long => ("GET", &plan.long_path, Empty::new().boxed_unsync()),
             Role::Events => ("GET", &plan.events_path, Empty::new().boxed_unsync()),
+            Role::Rpc | Role::RpcStream => ("POST", &plan.rpc_path, rpc::call(self.role)),
             _ => ("GET", &plan.path, Empty::new().boxed_unsync()),
         };
-        let mut request = Request::builder().method(method).uri(path);
-        request = request.header(header::HOST, &plan.host);
+        let mut request = Request::builder().method(method);
+        request = match self.role {
+            // HTTP/2 has no Host: what stands in the URI is the authority.
+            Role::Http2 | Role::Rpc | Role::RpcStream => {
+                request.version(Version::HTTP_2).uri(format!("http://{}{path}", plan.host))
+            }
+            _ => request.uri(path).header(header::HOST, &plan.host),
+        };
+        if matches!(self.role, Role::Rpc | Role::RpcStream) {
+            request = request.header(header::CONTENT_TYPE, "application/grpc");
+            request = request.header(header::TE, "trailers");
+        }
+        for (name, value) in &plan.headers {
+            request = request.header(name, value);
+        }
         if self.role == Role::OneShot {
             request = request.header(header::CONNECTION, "close");
         }
         request.body(body).expect("a plan's host and paths are valid in a request")
     }
-}
-
-/// A new connection that runs by itself.
-async fn connect(plan: &Plan) -> Result<Sender, Wrong> {
-    let refused = |error: &dyn Error| (FailureKind::Connect, causes(error));
-    let stream = TcpStream::connect(plan.address).await.map_err(|error| refused(&error))?;
-    stream.set_nodelay(true).map_err(|error| refused(&error))?;
-    let handshake = http1::handshake(TokioIo::new(stream)).await;
-    let (sender, connection) = handshake.map_err(|error| refused(&error))?;
-    // Its errors reach the request that is under way.
-    tokio::spawn(connection);
-    Ok(sender)
 }
 
 fn upload() -> Body {
@@ -206,7 +213,9 @@ impl Pace {
                 let offset = every.mul_f64(index as f64 / paced as f64);
                 Self::Fixed { next: Instant::now() + offset, every }
             }
-            (Role::KeepAlive | Role::OneShot, None) => Self::Pause(Some(plan.pause)),
+            (Role::KeepAlive | Role::OneShot, None) | (Role::Http2 | Role::Rpc, _) => {
+                Self::Pause(Some(plan.pause))
+            }
             _ => Self::Pause(None),
         }
     }

@@ -10,8 +10,10 @@
 //! sent, because a load that sent nothing lost nothing.
 
 mod clients;
+mod connection;
 mod recorder;
 mod report;
+mod rpc;
 mod streams;
 
 use std::net::SocketAddr;
@@ -23,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use recorder::Recorder;
-pub use report::{Failure, FailureKind, Latency, Report, Version};
+pub use report::{Failure, FailureKind, Latency, Report, Version, Window};
 
 /// What a client does, over and over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -41,6 +43,20 @@ pub enum Role {
     Events,
     /// A WebSocket: some echoes, a clean close, again.
     WebSocket,
+    /// Requests over HTTP/2 without TLS, on one connection as long as it lives.
+    Http2,
+    /// gRPC calls with one answer, on one connection as long as it lives.
+    Rpc,
+    /// gRPC calls answered by a stream of messages over about a second.
+    RpcStream,
+}
+
+impl Role {
+    /// Whether its requests are answered as fast as the server can: those of the others take as
+    /// long as they were asked to.
+    fn is_plain(self) -> bool {
+        matches!(self, Self::KeepAlive | Self::OneShot | Self::Http2 | Self::Rpc)
+    }
 }
 
 /// How many clients of each role.
@@ -58,17 +74,47 @@ pub struct Mix {
     pub events: usize,
     /// Clients with [`Role::WebSocket`].
     pub websockets: usize,
+    /// Clients with [`Role::Http2`].
+    pub http2: usize,
+    /// Clients with [`Role::Rpc`].
+    pub rpc: usize,
+    /// Clients with [`Role::RpcStream`].
+    pub rpc_streams: usize,
 }
 
 impl Mix {
     /// Sixteen clients any web server can serve: half keep-alive, the others one connection per
     /// request, two of them slow uploads.
-    pub const SIXTEEN: Self =
-        Self { keep_alive: 8, one_shot: 6, uploads: 2, long: 0, events: 0, websockets: 0 };
+    pub const SIXTEEN: Self = Self { keep_alive: 8, one_shot: 6, uploads: 2, ..Self::NOBODY };
 
-    /// Everything the sample service speaks, twenty clients.
-    pub const EVERYTHING: Self =
-        Self { keep_alive: 8, one_shot: 4, uploads: 2, long: 2, events: 2, websockets: 2 };
+    /// Everything the sample service speaks where it is asked over HTTP/1.1, twenty clients; two
+    /// of them speak HTTP/2 to whatever is before it.
+    pub const EVERYTHING: Self = Self {
+        keep_alive: 6,
+        one_shot: 4,
+        uploads: 2,
+        long: 2,
+        events: 2,
+        websockets: 2,
+        http2: 2,
+        ..Self::NOBODY
+    };
+
+    /// What the sample service speaks where it is asked over HTTP/2, eight clients.
+    pub const RPC: Self = Self { http2: 2, rpc: 4, rpc_streams: 2, ..Self::NOBODY };
+
+    /// Nobody, to begin from.
+    pub const NOBODY: Self = Self {
+        keep_alive: 0,
+        one_shot: 0,
+        uploads: 0,
+        long: 0,
+        events: 0,
+        websockets: 0,
+        http2: 0,
+        rpc: 0,
+        rpc_streams: 0,
+    };
 
     fn roles(self) -> impl Iterator<Item = Role> {
         [
@@ -78,6 +124,9 @@ impl Mix {
             (Role::Long, self.long),
             (Role::Events, self.events),
             (Role::WebSocket, self.websockets),
+            (Role::Http2, self.http2),
+            (Role::Rpc, self.rpc),
+            (Role::RpcStream, self.rpc_streams),
         ]
         .into_iter()
         .flat_map(|(role, count)| std::iter::repeat_n(role, count))
@@ -118,6 +167,10 @@ pub struct Plan {
     pub events: usize,
     /// Path of the WebSocket.
     pub websocket_path: String,
+    /// Path of gRPC calls.
+    pub rpc_path: String,
+    /// Headers of every request that is not a WebSocket's.
+    pub headers: Vec<(String, String)>,
 }
 
 impl Plan {
@@ -139,6 +192,8 @@ impl Plan {
             events_path: "/events?count=10&every=100".to_owned(),
             events: 10,
             websocket_path: "/ws".to_owned(),
+            rpc_path: "/hello.Hello/Echo".to_owned(),
+            headers: Vec::new(),
         }
     }
 
@@ -146,6 +201,13 @@ impl Plan {
     #[must_use]
     pub fn mix(mut self, mix: Mix) -> Self {
         self.mix = mix;
+        self
+    }
+
+    /// With this header on every request.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -189,6 +251,11 @@ impl Running {
     /// Requests sent so far.
     pub fn sent(&self) -> u64 {
         self.recorder.sent()
+    }
+
+    /// Milliseconds since its start: the clock of [`Report`].
+    pub fn elapsed_ms(&self) -> f64 {
+        self.recorder.elapsed_ms()
     }
 
     /// Requests failed so far.

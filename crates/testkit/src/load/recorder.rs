@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Role;
-use super::report::{Failure, FailureKind, Latency, Report, Version, millis};
+use super::report::{Failure, FailureKind, Latency, Report, Version, Window, millis};
 
 /// With so many failures nothing more is learnt: the load ends.
 pub(super) const MOST_FAILURES: usize = 10_000;
@@ -28,6 +28,7 @@ struct Seen {
     failed: Vec<Failure>,
     versions: BTreeMap<String, Version>,
     latencies: Vec<Duration>,
+    windows: Vec<Window>,
     last_ok: Option<Instant>,
     longest_gap: Duration,
 }
@@ -78,11 +79,14 @@ impl Recorder {
     }
 
     /// A request that was due at `due` has its whole answer, from `version`.
-    pub(super) fn succeeded(&self, due: Instant, version: &str) {
+    pub(super) fn succeeded(&self, role: Role, due: Instant, version: &str) {
         let now = Instant::now();
         let since_start = millis(now - self.start);
         let mut seen = self.seen();
         seen.latencies.push(now - due);
+        if role.is_plain() {
+            Window::count(&mut seen.windows, millis(due - self.start), since_start);
+        }
         if let Some(last) = seen.last_ok.replace(now) {
             seen.longest_gap = seen.longest_gap.max(now.saturating_duration_since(last));
         }
@@ -98,9 +102,13 @@ impl Recorder {
     }
 
     pub(super) fn failed_with(&self, role: Role, kind: FailureKind, what: String) {
-        let at_ms = millis(self.start.elapsed());
+        let at_ms = self.elapsed_ms();
         self.seen().failed.push(Failure { at_ms, role, kind, seen: what });
         self.changed.send_replace(());
+    }
+
+    pub(super) fn elapsed_ms(&self) -> f64 {
+        millis(self.start.elapsed())
     }
 
     /// A bug of the generator must not look like a quiet load.
@@ -119,8 +127,9 @@ impl Recorder {
             failed: seen.failed.clone(),
             by_version: seen.versions.clone(),
             latency: Latency::of_sorted(&latencies),
+            windows: seen.windows.clone(),
             longest_gap_ms: millis(seen.longest_gap),
-            elapsed_ms: millis(self.start.elapsed()),
+            elapsed_ms: self.elapsed_ms(),
         }
     }
 

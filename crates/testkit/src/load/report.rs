@@ -21,6 +21,8 @@ pub struct Report {
     pub by_version: BTreeMap<String, Version>,
     /// Latency of the good answers, from when they were due.
     pub latency: Latency,
+    /// The slowest of the good answers of plain roles in each tenth of a second, from the start.
+    pub windows: Vec<Window>,
     /// The longest time in which no client got a good answer.
     pub longest_gap_ms: f64,
     /// How long the load ran.
@@ -36,6 +38,33 @@ pub struct Version {
     pub first_ms: f64,
     /// When the last came.
     pub last_ms: f64,
+}
+
+/// A tenth of a second of a load.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    /// Good answers that were under way in it.
+    pub count: u64,
+    /// The slowest of them, over its whole way, in milliseconds.
+    pub max_ms: f64,
+}
+
+impl Window {
+    /// Length of a window, in milliseconds.
+    pub const MS: f64 = 100.0;
+
+    /// Counts an answer in each window that it was under way in.
+    pub(super) fn count(windows: &mut Vec<Self>, due_ms: f64, came_ms: f64) {
+        let index = |ms: f64| (ms / Self::MS) as usize;
+        let (first, last) = (index(due_ms), index(came_ms));
+        if windows.len() <= last {
+            windows.resize(last + 1, Self::default());
+        }
+        for window in &mut windows[first..=last] {
+            window.count += 1;
+            window.max_ms = window.max_ms.max(came_ms - due_ms);
+        }
+    }
 }
 
 /// Latencies in milliseconds; zero when nothing was measured.
@@ -83,6 +112,8 @@ pub enum FailureKind {
     Closed,
     /// The answer had this status.
     Status(u16),
+    /// A gRPC call ended with this status.
+    Rpc(i32),
     /// The answer was cut off or not what it had to be.
     Body,
     /// What arrived was not HTTP or WebSocket as it should be.
@@ -97,6 +128,7 @@ impl fmt::Display for FailureKind {
             Self::Connect => f.write_str("not connected"),
             Self::Closed => f.write_str("closed without an answer"),
             Self::Status(status) => write!(f, "status {status}"),
+            Self::Rpc(status) => write!(f, "gRPC status {status}"),
             Self::Body => f.write_str("wrong or cut body"),
             Self::Protocol => f.write_str("protocol broken"),
             Self::Timeout => f.write_str("timed out"),
@@ -125,6 +157,14 @@ impl Report {
         if let Err(text) = self.lossless(minimum) {
             panic!("{text}");
         }
+    }
+
+    /// The slowest plain request that was under way between two instants, to the tenth of a
+    /// second, in milliseconds; zero when there was none.
+    pub fn slowest_between(&self, from_ms: f64, to_ms: f64) -> f64 {
+        let (first, last) = ((from_ms / Window::MS) as usize, (to_ms / Window::MS) as usize);
+        let between = self.windows.iter().take(last + 1).skip(first);
+        between.map(|window| window.max_ms).fold(0.0, f64::max)
     }
 
     /// Answers of a version.
@@ -172,6 +212,17 @@ pub(super) fn millis(time: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slow_request_counts_wherever_it_was_under_way() {
+        let mut windows = Vec::new();
+        Window::count(&mut windows, 10.0, 12.0);
+        Window::count(&mut windows, 90.0, 250.0);
+        Window::count(&mut windows, 310.0, 311.0);
+        let maxima: Vec<_> = windows.iter().map(|window| window.max_ms).collect();
+        assert_eq!(maxima, [160.0, 160.0, 160.0, 1.0]);
+        assert_eq!(windows[0].count, 2);
+    }
 
     #[test]
     fn percentiles_are_nearest_rank() {

@@ -6,10 +6,10 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use super::Plan;
 use super::clients::{Stop, Wrong};
 use super::recorder::Recorder;
 use super::report::FailureKind;
+use super::{Plan, Role};
 
 /// So many echoes, one each so often, then a clean close: a drain can wait for it.
 const ECHOES: usize = 10;
@@ -33,7 +33,7 @@ pub(super) async fn websocket(plan: &Plan, recorder: &Recorder, stop: &Stop) -> 
     let due = Instant::now();
     let opened = limited(plan, open(plan)).await;
     let (mut stream, version) = opened?;
-    recorder.succeeded(due, &version);
+    recorder.succeeded(Role::WebSocket, due, &version);
     let mut pace = stop.clone();
     for number in 0..ECHOES {
         pace.sleep_until(Instant::now() + ECHO_EVERY).await;
@@ -41,12 +41,12 @@ pub(super) async fn websocket(plan: &Plan, recorder: &Recorder, stop: &Stop) -> 
         let due = Instant::now();
         let message = format!("message {number}");
         limited(plan, echo(&mut stream, &message)).await?;
-        recorder.succeeded(due, &version);
+        recorder.succeeded(Role::WebSocket, due, &version);
     }
     recorder.sending();
     let due = Instant::now();
     limited(plan, close(&mut stream)).await?;
-    recorder.succeeded(due, &version);
+    recorder.succeeded(Role::WebSocket, due, &version);
     Ok(())
 }
 
