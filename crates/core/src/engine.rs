@@ -223,6 +223,9 @@ pub struct Backend {
     pub revision: Revision,
     /// Where it listens.
     pub addr: SocketAddr,
+    /// The mark (`SO_MARK`) that a socket needs to reach it, where others have its address.
+    #[serde(default)]
+    pub mark: Option<u32>,
 }
 
 /// How a drain ended.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::error::UserError;
-use crate::fleet::{Exit, Revision};
+use crate::fleet::{Exit, Fallback, Revision};
 use crate::ids::{ContainerId, Ordinal};
 use crate::name::AppKey;
 use crate::time::{Micros, Time};
@@ -26,6 +26,11 @@ pub enum PhaseName {
     Attach,
     Drain,
     Stop,
+    Hook,
+    Freeze,
+    Thaw,
+    Update,
+    Flip,
 }
 
 impl PhaseName {
@@ -44,6 +49,11 @@ impl PhaseName {
             PhaseName::Attach => "attach",
             PhaseName::Drain => "drain",
             PhaseName::Stop => "stop",
+            PhaseName::Hook => "hook",
+            PhaseName::Freeze => "freeze",
+            PhaseName::Thaw => "thaw",
+            PhaseName::Update => "update",
+            PhaseName::Flip => "flip",
         }
     }
 }
@@ -77,6 +87,11 @@ pub enum Fact {
     Trouble {
         /// What.
         error: UserError,
+    },
+    /// An Instance changes in place, although a handover was wanted.
+    Fallback {
+        /// Why.
+        because: Fallback,
     },
     /// A Rollout entered a phase.
     Rollout {

@@ -223,7 +223,7 @@ impl Member {
             instance: self.backend.instance,
             release: self.backend.revision.release,
             addr: self.backend.addr,
-            mark: None,
+            mark: self.backend.mark,
             state: match self.state {
                 Membership::Open => BackendState::Open,
                 Membership::Draining | Membership::Gone => BackendState::Draining,
@@ -260,6 +260,7 @@ mod tests {
             instance: Ordinal(0),
             revision: Revision { release: ReleaseNo(1), run: 1, since: 0 },
             addr: "10.0.0.2:80".parse().unwrap(),
+            mark: None,
         }
     }
 

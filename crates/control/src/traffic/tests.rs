@@ -139,6 +139,7 @@ fn backend(container: &str) -> Backend {
         instance: Ordinal(0),
         revision: Revision { release: ReleaseNo(1), run: 1, since: 0 },
         addr: "10.0.0.2:80".parse().unwrap(),
+        mark: None,
     }
 }
 

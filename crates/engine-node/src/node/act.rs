@@ -213,6 +213,7 @@ pub(super) async fn attach(worker: &Worker, ordinal: Ordinal, id: &ContainerId) 
             instance: ordinal,
             revision,
             addr: SocketAddr::new(sandbox.ip(), port),
+            mark: None,
         };
         worker.shared.traffic.attach(&worker.app, backend).await;
         worker.timed(Some(ordinal), Some(id), Some(revision), PhaseName::Attach, begun);

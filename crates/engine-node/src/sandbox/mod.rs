@@ -32,6 +32,7 @@ pub use held::Sandbox;
 pub use host::{Host, HostConfig, LogPolicy, SandboxEvent};
 pub(crate) use link::watch;
 pub use recover::Recovered;
+pub(crate) use slots::mark_of;
 pub use spec::{
     ContainerSpec, ContainerView, ExecSpec, FileMount, SandboxSpec, Timings, TmpfsMount, Usage,
     ViewState, VolumeMount,

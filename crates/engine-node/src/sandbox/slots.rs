@@ -52,6 +52,16 @@ impl Slots {
     }
 }
 
+/// The mark (`SO_MARK`) with which a socket of the host reaches exactly this slot of any Sandbox.
+/// That of slot A may be set before there is a second one: connections then stay there, whatever
+/// is flipped later.
+pub(crate) fn mark_of(slot: Slot) -> u32 {
+    match slot {
+        Slot::A => SLOT_A,
+        Slot::B => SLOT_B,
+    }
+}
+
 impl Sandbox {
     /// Its address with IPv6, for its whole life: none if the host had no IPv6 when it was made.
     pub fn ip6(&self) -> Option<Ipv6Addr> {
@@ -67,10 +77,7 @@ impl Sandbox {
     /// is current. `None` while there is nothing to choose: the Sandbox has never had a second
     /// slot.
     pub fn mark(&self, slot: Slot) -> Option<u32> {
-        self.second().link.map(|_| match slot {
-            Slot::A => SLOT_A,
-            Slot::B => SLOT_B,
-        })
+        self.second().link.map(|_| mark_of(slot))
     }
 
     /// Has new connections to the Sandbox's addresses, from wherever they come, go to a slot.

@@ -229,7 +229,7 @@ impl Road {
             run: 1,
             since: 1,
         };
-        let backend = Backend { container, instance, revision, addr };
+        let backend = Backend { container, instance, revision, addr, mark: None };
         let (witness, app) = (self.witness.clone(), app.clone());
         tokio::spawn(async move { witness.attach(&app, backend).await });
     }

@@ -89,7 +89,7 @@ impl Node {
         let revision = self.container(app, &container).map(|c| c.revision);
         let (Some(ip), Some(revision)) = (ip, revision) else { return };
         let addr = SocketAddr::new(ip, PORT);
-        let backend = Backend { container, instance: ordinal, revision, addr };
+        let backend = Backend { container, instance: ordinal, revision, addr, mark: None };
         self.effects.push_back(Effect::Attach { app: app.clone(), flight, backend });
     }
 
