@@ -42,7 +42,14 @@ const NEEDED: &[Package] = &[
 ];
 
 /// The test programs that touch the kernel; the others need a registry.
-const PROGRAMS: [&str; 4] = ["sandbox_exec", "sandbox_life", "sandbox_network", "sandbox_recover"];
+const PROGRAMS: [&str; 6] = [
+    "sandbox_exec",
+    "sandbox_life",
+    "sandbox_network",
+    "sandbox_recover",
+    "sandbox_slots",
+    "sandbox_still",
+];
 
 /// Drivers of the disk, in the order they need each other. Some kernels have them built in.
 const DRIVERS: [&str; 6] = [

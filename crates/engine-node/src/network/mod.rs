@@ -16,7 +16,7 @@ mod netlink;
 mod nftables;
 mod sockets;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -70,7 +70,7 @@ pub(crate) struct Left {
     pub(crate) links: HashMap<Index, Links>,
     installed: Installed,
     /// Addresses of IPv6 that Sandboxes have.
-    known_v6: std::collections::HashSet<Ipv6Addr>,
+    known_v6: HashSet<Ipv6Addr>,
 }
 
 impl Left {
@@ -157,7 +157,7 @@ impl Network {
         let mut host = Socket::open(libc::NETLINK_ROUTE)?;
         let known_v6 = match self.gateway.v6 {
             Some(_) => links::known_v6(&mut host)?,
-            None => Default::default(),
+            None => HashSet::new(),
         };
         Ok(Left {
             links: self.links(&mut host)?,

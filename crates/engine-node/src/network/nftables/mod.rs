@@ -52,10 +52,11 @@ use super::netlink::{self, DUMP, Socket, attributes, number, text};
 pub(crate) const SLOT_B: u32 = 0x2000;
 /// On a socket of the host: its connections go to slot A.
 pub(crate) const SLOT_A: u32 = 0x1000;
-/// In a connection's mark: it was opened towards a slot B.
-const TO_B: u32 = 0x1000;
+/// In a connection's mark: it was opened towards a slot B. The same bit as in a packet's mark,
+/// because some VPNs copy the one to the other.
+const TO_B: u32 = SLOT_B;
 /// In a connection's mark: it was opened by a slot B.
-const FROM_B: u32 = 0x2000;
+const FROM_B: u32 = 0x1000;
 
 const HOOK_PREROUTING: u32 = 0;
 const HOOK_INPUT: u32 = 1;
