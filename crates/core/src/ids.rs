@@ -3,16 +3,45 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
+
+/// A number, also one written as text: as the key of a map JSON has no other form, and inside
+/// a flattened or tagged type serde does not read it back by itself.
+struct Number;
+
+impl Visitor<'_> for Number {
+    type Value = u64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number")
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<u64, E> {
+        Ok(number)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<u64, E> {
+        text.parse().map_err(E::custom)
+    }
+}
 
 macro_rules! number {
     ($(#[$doc:meta])* $type:ident($inner:ty)) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-        #[derive(Serialize, Deserialize, ToSchema)]
+        #[derive(Serialize, ToSchema)]
         #[serde(transparent)]
         pub struct $type(pub $inner);
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_any(Number).and_then(|number| {
+                    <$inner>::try_from(number).map(Self).map_err(D::Error::custom)
+                })
+            }
+        }
 
         impl $type {
             /// The one that follows.
@@ -170,5 +199,21 @@ mod tests {
         for bad in ["", "sha256:", "sha512:00", "sha256:XYZ", &digest.to_string().to_uppercase()] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_number_is_read_back_wherever_it_stands() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "phase")]
+        enum Phase {
+            Held { each: std::collections::BTreeMap<Ordinal, ReleaseNo> },
+        }
+        let held = Phase::Held { each: [(Ordinal(1), ReleaseNo(2))].into() };
+        let json = serde_json::to_string(&held).unwrap();
+        assert_eq!(json, r#"{"phase":"Held","each":{"1":2}}"#);
+        assert_eq!(serde_json::from_str::<Phase>(&json).unwrap(), held);
+        assert!(serde_json::from_str::<Ordinal>("-1").is_err());
+        assert!(serde_json::from_str::<Ordinal>("4294967296").is_err());
+        assert!(serde_json::from_str::<Ordinal>(r#""x""#).is_err());
     }
 }
