@@ -125,10 +125,11 @@ impl Backend {
     pub(crate) async fn connect(&self, time: Duration) -> io::Result<Upstream> {
         let stream = dial(self.addr, self.mark, time).await?;
         let upstream = match self.protocol {
-            Protocol::Http1 => Upstream::http1(stream, &self.pool.open).await,
-            Protocol::H2c => Upstream::h2c(stream, &self.pool.open).await,
-        }
-        .map_err(io::Error::other)?;
+            Protocol::Http1 => {
+                Upstream::http1(stream, &self.pool.open).await.map_err(io::Error::other)
+            }
+            Protocol::H2c => Upstream::h2c(stream, &self.pool.open).await.map_err(io::Error::other),
+        }?;
         self.pool.share(&upstream);
         if self.is_closed() {
             self.pool.clear(); // it closed in between, and could not see this one

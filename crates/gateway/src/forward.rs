@@ -1,6 +1,7 @@
 //! A request on its way through the gateway: route, claim, send, answer.
 //!
-//! Promises: a request is sent again only when not one byte of it had been sent; a claim is
+//! Promises: a request is sent again only when not one byte of it had been sent, or when the
+//! Backend, in HTTP/2, has said that it did not take it up; a claim is
 //! held from before the first byte to the end of the body or tunnel; a tunnel is opened only
 //! by the App's 101; whatever fails is answered and attributed.
 
@@ -22,16 +23,19 @@ use crate::headers;
 use crate::ledger::Outcome;
 use crate::listen::Client;
 use crate::refuse;
-use crate::reply::{Download, Reply};
+use crate::reply::{AppBody, Download, Reply};
 use crate::rules::Carried;
 use crate::table::Unrouted;
 use crate::upload::Upload;
-use crate::upstream::{Line, SendError};
+use crate::upstream::{Answer, Line, SendError};
 
 /// What hyper may hold of a body that nobody reads: an HTTP/2 stream's window.
 pub(crate) const BODY_WINDOW: u32 = 64 << 10;
 /// Buffer of each direction of a tunnel.
 const TUNNEL_BUFFER: usize = 8 << 10;
+
+/// How often a request may be refused by Backends that had got it.
+const REFUSALS: u32 = 3;
 
 /// Serves one request of `client`.
 pub(crate) async fn serve(client: Arc<Client>, request: Request<Incoming>) -> Response<Reply> {
@@ -119,9 +123,6 @@ enum Failure {
     ClientGone,
 }
 
-/// An App's response, and the line its body comes over.
-type Answer = (Response<Incoming>, Option<Line>);
-
 /// Sends `request` to a Backend of its App; to another one, or to the same one later, for as
 /// long as none has got a byte of it.
 async fn send(
@@ -135,6 +136,7 @@ async fn send(
     let (connect_time, response_time) =
         (exchange.limits().connect_time, exchange.limits().response_time);
     let mut wait = app.wait(Instant::now(), held, &carried(&request));
+    let mut refusals = 0;
     loop {
         let claim = app.claim(&mut wait, &carried(&request)).await.map_err(Failure::Reason)?;
         let backend = exchange.claimed(claim, wait.parked, wait.tries).backend().clone();
@@ -176,7 +178,18 @@ async fn send(
                 }
                 request = *unsent;
             }
-            Err(SendError::Failed(error)) => return Err(classify(exchange, &error)),
+            Err(SendError::Refused(refused)) => {
+                if refusals == REFUSALS {
+                    return Err(Failure::Reason(FailReason::ClosedEarly));
+                }
+                refusals += 1;
+                exchange.moved();
+                request = *refused;
+            }
+            Err(SendError::Failed { not_http, error }) => {
+                tracing::debug!(%error, "no answer");
+                return Err(classify(exchange, not_http));
+            }
         }
     }
 }
@@ -187,12 +200,11 @@ fn carried(request: &Request<Upload>) -> Carried<'_> {
 }
 
 /// Who is to blame for a request that was sent and not answered.
-fn classify(exchange: &Exchange, error: &hyper::Error) -> Failure {
-    tracing::debug!(?error, "no answer");
+fn classify(exchange: &Exchange, not_http: bool) -> Failure {
     match exchange.upload() {
         Some(upload) if upload.client_failed() => Failure::ClientGone,
         Some(upload) if upload.too_large() => Failure::Reason(FailReason::BodyTooLarge),
-        _ if error.is_parse() => Failure::Reason(FailReason::BadResponse),
+        _ if not_http => Failure::Reason(FailReason::BadResponse),
         _ => Failure::Reason(FailReason::ClosedEarly),
     }
 }
@@ -228,7 +240,7 @@ fn respond(
 fn tunnel(
     client: &Arc<Client>,
     exchange: Box<Exchange>,
-    mut response: Response<Incoming>,
+    mut response: Response<AppBody>,
     mut line: Line,
     client_upgrade: OnUpgrade,
 ) -> Response<Reply> {
@@ -361,6 +373,9 @@ fn address(request: &mut Request<Upload>, protocol: Protocol, host: &HeaderValue
             if let Ok(uri) = Uri::from_parts(parts) {
                 *request.uri_mut() = uri;
                 request.headers_mut().remove(header::HOST);
+                // HTTP/2 has no upgrades.
+                request.headers_mut().remove(header::CONNECTION);
+                request.headers_mut().remove(header::UPGRADE);
             }
         }
     }

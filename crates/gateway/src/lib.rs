@@ -22,6 +22,7 @@ mod exchange;
 mod forward;
 mod gate;
 mod gateway;
+mod h2c;
 mod headers;
 mod keep;
 mod ledger;

@@ -34,16 +34,70 @@ impl Reply {
     }
 }
 
+/// What comes over a connection to an App.
+pub(crate) enum AppBody {
+    Http1(Incoming),
+    H2c(h2::RecvStream),
+}
+
+/// Why a body broke off.
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+
+impl AppBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let stream = match self {
+            Self::Http1(incoming) => {
+                let frame = ready!(Pin::new(incoming).poll_frame(cx));
+                return Poll::Ready(frame.map(|frame| frame.map_err(Broken::from)));
+            }
+            Self::H2c(stream) => stream,
+        };
+        Poll::Ready(match ready!(stream.poll_data(cx)) {
+            Some(Ok(data)) => {
+                // Fails only for more than was received.
+                let _ = stream.flow_control().release_capacity(data.len());
+                Some(Ok(Frame::data(data)))
+            }
+            // It has answered, and wants no more of the request (RFC 9113, 8.1).
+            Some(Err(error))
+                if error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR) =>
+            {
+                None
+            }
+            Some(Err(error)) => Some(Err(error.into())),
+            None => match ready!(stream.poll_trailers(cx)) {
+                Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+                Err(error) => Some(Err(error.into())),
+            },
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(incoming) => incoming.is_end_stream(),
+            Self::H2c(stream) => stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(incoming) => incoming.size_hint(),
+            Self::H2c(stream) if stream.is_end_stream() => SizeHint::with_exact(0),
+            Self::H2c(_) => SizeHint::default(),
+        }
+    }
+}
+
 /// The body of an App's response.
 pub(crate) struct Download {
-    incoming: Incoming,
+    incoming: AppBody,
     line: Option<Line>,
     /// Taken when the request ends.
     exchange: Option<Box<Exchange>>,
 }
 
 impl Download {
-    pub(crate) fn new(incoming: Incoming, line: Option<Line>, exchange: Box<Exchange>) -> Self {
+    pub(crate) fn new(incoming: AppBody, line: Option<Line>, exchange: Box<Exchange>) -> Self {
         Self { incoming, line, exchange: Some(exchange) }
     }
 
@@ -56,12 +110,12 @@ impl Download {
 
 impl Body for Reply {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match &mut *self {
             Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Self::App(download) => download.poll_frame(cx),
@@ -84,11 +138,8 @@ impl Body for Reply {
 }
 
 impl Download {
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let incoming = Pin::new(&mut self.incoming);
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let incoming = &mut self.incoming;
         let frame = ready!(match &mut self.line {
             Some(line) => line.poll_for(cx, |cx| incoming.poll_frame(cx)),
             None => incoming.poll_frame(cx),

@@ -2,11 +2,12 @@
 //!
 //! Promises: passed on frame by frame as the App takes it; cut at the size limit; and whoever
 //! watches learns whether it ended, how large it was and whether it failed on the client's
-//! side, which the error of the App's connection does not tell.
+//! side, which the error of the App's connection does not tell. One whose beginning is kept can
+//! be passed on again, to a Backend that takes it.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -45,10 +46,16 @@ impl UploadWatch {
 
 /// A request body.
 pub(crate) struct Upload {
-    incoming: Incoming,
+    source: Source,
     /// `None` for a request without body.
     watch: Option<Arc<UploadWatch>>,
     limit: u64,
+}
+
+enum Source {
+    Nothing,
+    Client(Incoming),
+    Kept(Reader),
 }
 
 /// Why a body was cut.
@@ -58,18 +65,178 @@ pub(crate) enum UploadError {
     Client(#[source] hyper::Error),
     #[error("request body is larger than {0} bytes")]
     TooLarge(u64),
+    #[error("request body is read by another")]
+    TakenBack,
 }
 
 impl Upload {
     /// The body `incoming`, of at most `limit` bytes.
     pub(crate) fn new(incoming: Incoming, limit: Option<u64>) -> Self {
-        let watch = (!incoming.is_end_stream()).then(Arc::default);
-        Self { incoming, watch, limit: limit.unwrap_or(u64::MAX) }
+        let limit = limit.unwrap_or(u64::MAX);
+        if incoming.is_end_stream() {
+            return Self { source: Source::Nothing, watch: None, limit };
+        }
+        Self { source: Source::Client(incoming), watch: Some(Arc::default()), limit }
     }
 
     /// Its watch, `None` when there is no body.
     pub(crate) fn watch(&self) -> Option<Arc<UploadWatch>> {
         self.watch.clone()
+    }
+
+    /// Keeps the beginning of what is passed on from now on, so that it can be passed on again.
+    pub(crate) fn keep(&mut self) -> Keeper {
+        let kept = match std::mem::replace(&mut self.source, Source::Nothing) {
+            Source::Nothing => None,
+            Source::Client(incoming) => {
+                let kept = Kept { incoming, frames: Some(Vec::new()), bytes: 0, reader: 0 };
+                let kept = Arc::new(Mutex::new(kept));
+                self.source = Source::Kept(Reader { kept: kept.clone(), number: 0, at: 0 });
+                Some(kept)
+            }
+            Source::Kept(reader) => {
+                let kept = reader.kept.clone();
+                self.source = Source::Kept(reader);
+                Some(kept)
+            }
+        };
+        Keeper { kept, watch: self.watch.clone(), limit: self.limit }
+    }
+}
+
+/// Bytes of a body that are kept for another try.
+const KEPT: usize = 64 << 10;
+
+/// A body of which what was read is kept, as long as that is not too much.
+struct Kept {
+    incoming: Incoming,
+    /// `None`: it was too much.
+    frames: Option<Vec<Frame<Bytes>>>,
+    bytes: usize,
+    /// Who reads now.
+    reader: u32,
+}
+
+/// One who reads a kept body, from its beginning.
+struct Reader {
+    kept: Arc<Mutex<Kept>>,
+    number: u32,
+    /// Frames that it has read of those that were kept.
+    at: usize,
+}
+
+/// Gives a body again that was not taken.
+pub(crate) struct Keeper {
+    kept: Option<Arc<Mutex<Kept>>>,
+    watch: Option<Arc<UploadWatch>>,
+    limit: u64,
+}
+
+impl Keeper {
+    /// The same body from its beginning; who has it now reads no more. `None` when more of it
+    /// was read than is kept.
+    pub(crate) fn again(self) -> Option<Upload> {
+        let source = match self.kept {
+            None => Source::Nothing,
+            Some(kept) => {
+                let number = {
+                    let mut kept = lock(&kept);
+                    kept.frames.as_ref()?;
+                    kept.reader += 1;
+                    kept.reader
+                };
+                Source::Kept(Reader { kept, number, at: 0 })
+            }
+        };
+        Some(Upload { source, watch: self.watch, limit: self.limit })
+    }
+}
+
+type Polled = Poll<Option<Result<Frame<Bytes>, UploadError>>>;
+
+impl Reader {
+    fn poll_frame(&mut self, cx: &mut Context<'_>, watch: &UploadWatch, limit: u64) -> Polled {
+        let mut kept = lock(&self.kept);
+        if kept.reader != self.number {
+            return Poll::Ready(Some(Err(UploadError::TakenBack)));
+        }
+        if let Some(frame) = kept.frames.as_ref().and_then(|frames| frames.get(self.at)) {
+            let frame = copy(frame);
+            self.at += 1;
+            return Poll::Ready(frame.map(Ok));
+        }
+        let polled = watch.poll(&mut kept.incoming, cx, limit);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            kept.bytes += frame.data_ref().map_or(0, Buf::remaining);
+            let copied = copy(frame).filter(|_| kept.bytes <= KEPT);
+            match (copied, &mut kept.frames) {
+                (Some(copied), Some(frames)) => frames.push(copied),
+                (_, frames) => *frames = None,
+            }
+            self.at += 1;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let kept = lock(&self.kept);
+        let behind = kept.frames.as_ref().is_some_and(|frames| self.at < frames.len());
+        !behind && kept.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let kept = lock(&self.kept);
+        let unread = kept.frames.iter().flat_map(|frames| &frames[self.at.min(frames.len())..]);
+        let unread =
+            unread.filter_map(|frame| frame.data_ref()).map(|data| data.len() as u64).sum();
+        let rest = kept.incoming.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(unread));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(unread));
+        }
+        hint
+    }
+}
+
+fn copy(frame: &Frame<Bytes>) -> Option<Frame<Bytes>> {
+    match (frame.data_ref(), frame.trailers_ref()) {
+        (Some(data), _) => Some(Frame::data(data.clone())),
+        (_, Some(trailers)) => Some(Frame::trailers(trailers.clone())),
+        _ => None,
+    }
+}
+
+fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl UploadWatch {
+    /// The next frame of `incoming`, watched.
+    fn poll(&self, incoming: &mut Incoming, cx: &mut Context<'_>, limit: u64) -> Polled {
+        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+        Poll::Ready(match frame {
+            None => {
+                self.state.store(ENDED, Relaxed);
+                None
+            }
+            Some(Err(error)) => {
+                self.state.store(CLIENT_FAILED, Relaxed);
+                Some(Err(UploadError::Client(error)))
+            }
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, Buf::remaining) as u64;
+                let bytes = self.bytes.fetch_add(length, Relaxed) + length;
+                if bytes > limit {
+                    self.state.store(TOO_LARGE, Relaxed);
+                    return Poll::Ready(Some(Err(UploadError::TooLarge(limit))));
+                }
+                if incoming.is_end_stream() || frame.is_trailers() {
+                    self.state.store(ENDED, Relaxed);
+                }
+                Some(Ok(frame))
+            }
+        })
     }
 }
 
@@ -77,43 +244,29 @@ impl Body for Upload {
     type Data = Bytes;
     type Error = UploadError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        let Some(watch) = &self.watch else {
-            return Poll::Ready(frame.map(|frame| frame.map_err(UploadError::Client)));
-        };
-        Poll::Ready(match frame {
-            None => {
-                watch.state.store(ENDED, Relaxed);
-                None
-            }
-            Some(Err(error)) => {
-                watch.state.store(CLIENT_FAILED, Relaxed);
-                Some(Err(UploadError::Client(error)))
-            }
-            Some(Ok(frame)) => {
-                let length = frame.data_ref().map_or(0, Buf::remaining) as u64;
-                let bytes = watch.bytes.fetch_add(length, Relaxed) + length;
-                if bytes > self.limit {
-                    watch.state.store(TOO_LARGE, Relaxed);
-                    return Poll::Ready(Some(Err(UploadError::TooLarge(self.limit))));
-                }
-                if self.incoming.is_end_stream() || frame.is_trailers() {
-                    watch.state.store(ENDED, Relaxed);
-                }
-                Some(Ok(frame))
-            }
-        })
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        let Self { source, watch, limit } = &mut *self;
+        let Some(watch) = watch else { return Poll::Ready(None) };
+        match source {
+            Source::Nothing => Poll::Ready(None),
+            Source::Client(incoming) => watch.poll(incoming, cx, *limit),
+            Source::Kept(reader) => reader.poll_frame(cx, watch, *limit),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        match &self.source {
+            Source::Nothing => true,
+            Source::Client(incoming) => incoming.is_end_stream(),
+            Source::Kept(reader) => reader.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.source {
+            Source::Nothing => SizeHint::with_exact(0),
+            Source::Client(incoming) => incoming.size_hint(),
+            Source::Kept(reader) => reader.size_hint(),
+        }
     }
 }

@@ -19,12 +19,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::client::conn::{TrySendError, http1};
+use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::h2c;
+use crate::reply::AppBody;
 use crate::upload::Upload;
 
 /// How long an idle connection may be used again.
@@ -32,7 +33,7 @@ const IDLE_TIME: Duration = Duration::from_secs(1);
 /// Idle connections kept per Backend.
 const IDLE_KEPT: usize = 256;
 /// Largest response head accepted of an App; also the read buffer's limit.
-const HEAD_BYTES: usize = 64 << 10;
+pub(crate) const HEAD_BYTES: usize = 64 << 10;
 
 /// hyper does not name the type.
 type Driver = dyn Future<Output = hyper::Result<()>> + Send;
@@ -56,15 +57,23 @@ pub(crate) async fn dial(
 /// A connection that can take a request.
 pub(crate) enum Upstream {
     Http1(Line),
-    H2c(http2::SendRequest<Upload>),
+    H2c(h2c::Connection),
 }
 
 /// Why a request got no response.
 pub(crate) enum SendError {
     /// Nothing of it was sent; here it is.
     Unsent(Box<Request<Upload>>),
+    /// It was sent, at least in part, and the Backend says that it has not taken it up. Here it
+    /// is.
+    Refused(Box<Request<Upload>>),
     /// It was sent, at least in part.
-    Failed(hyper::Error),
+    Failed {
+        /// What came back is not HTTP.
+        not_http: bool,
+        /// Why there is no response.
+        error: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 impl Upstream {
@@ -78,42 +87,38 @@ impl Upstream {
     }
 
     /// Speaks HTTP/2 on `stream`. All requests of a Backend share one such connection.
-    pub(crate) async fn h2c(stream: TcpStream, open: &Arc<Open>) -> hyper::Result<Self> {
-        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(Duration::from_secs(20))
-            .handshake(TokioIo::new(stream))
-            .await?;
-        let open = OpenGuard::new(open);
-        tokio::spawn(async move {
-            // Its requests have the error, if any.
-            let _ = driver.await;
-            drop(open);
-        });
-        Ok(Self::H2c(sender))
+    pub(crate) async fn h2c(stream: TcpStream, open: &Arc<Open>) -> Result<Self, h2::Error> {
+        Ok(Self::H2c(h2c::Connection::new(stream, open).await?))
     }
 
     /// Sends a request. The line that comes back with the response carries its body.
-    pub(crate) async fn send(
-        self,
-        request: Request<Upload>,
-    ) -> Result<(Response<Incoming>, Option<Line>), SendError> {
-        let sent = match self {
+    pub(crate) async fn send(self, request: Request<Upload>) -> Result<Answer, SendError> {
+        match self {
             Self::Http1(mut line) => {
                 let response = line.sender.try_send_request(request);
-                line.drive(response).await.map(|response| (response, Some(line)))
-            }
-            Self::H2c(mut sender) => {
-                if sender.ready().await.is_err() {
-                    return Err(SendError::Unsent(Box::new(request)));
+                match line.drive(response).await {
+                    Ok(response) => Ok((response.map(AppBody::Http1), Some(line))),
+                    Err(error) => Err(unanswered(error)),
                 }
-                sender.try_send_request(request).await.map(|response| (response, None))
             }
-        };
-        sent.map_err(|mut error: TrySendError<Request<Upload>>| match error.take_message() {
-            Some(request) => SendError::Unsent(Box::new(request)),
-            None => SendError::Failed(error.into_error()),
-        })
+            Self::H2c(connection) => {
+                let response = connection.send(request).await?;
+                Ok((response.map(AppBody::H2c), None))
+            }
+        }
+    }
+}
+
+/// An App's response, and the line its body comes over.
+pub(crate) type Answer = (Response<AppBody>, Option<Line>);
+
+fn unanswered(mut error: TrySendError<Request<Upload>>) -> SendError {
+    match error.take_message() {
+        Some(request) => SendError::Unsent(Box::new(request)),
+        None => {
+            let error = error.into_error();
+            SendError::Failed { not_http: error.is_parse(), error: error.into() }
+        }
     }
 }
 
@@ -174,10 +179,11 @@ impl Line {
 /// Open connections of one Backend, counted.
 pub(crate) type Open = AtomicUsize;
 
-struct OpenGuard(Arc<Open>);
+/// Counts a connection until it is dropped.
+pub(crate) struct OpenGuard(Arc<Open>);
 
 impl OpenGuard {
-    fn new(open: &Arc<Open>) -> Self {
+    pub(crate) fn new(open: &Arc<Open>) -> Self {
         open.fetch_add(1, Relaxed);
         Self(open.clone())
     }
@@ -194,7 +200,7 @@ impl Drop for OpenGuard {
 pub(crate) struct Pool {
     /// The youngest is last.
     idle: Mutex<Vec<(Line, Instant)>>,
-    shared: Mutex<Option<http2::SendRequest<Upload>>>,
+    shared: Mutex<Option<h2c::Connection>>,
     /// Connections, idle or in use.
     pub(crate) open: Arc<Open>,
 }
@@ -202,10 +208,10 @@ pub(crate) struct Pool {
 impl Pool {
     /// A connection that was used before, if a good one is there.
     pub(crate) fn take(&self, now: Instant) -> Option<Upstream> {
-        if let Some(sender) = &*lock(&self.shared)
-            && !sender.is_closed()
+        if let Some(connection) = &*lock(&self.shared)
+            && !connection.is_over()
         {
-            return Some(Upstream::H2c(sender.clone()));
+            return Some(Upstream::H2c(connection.clone()));
         }
         loop {
             let (mut line, since) = lock(&self.idle).pop()?;
@@ -231,8 +237,8 @@ impl Pool {
 
     /// Shares an HTTP/2 connection between all requests from now on.
     pub(crate) fn share(&self, upstream: &Upstream) {
-        if let Upstream::H2c(sender) = upstream {
-            *lock(&self.shared) = Some(sender.clone());
+        if let Upstream::H2c(connection) = upstream {
+            *lock(&self.shared) = Some(connection.clone());
         }
     }
 

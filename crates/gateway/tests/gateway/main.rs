@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub, missing_docs)]
 
 mod drain;
+mod h2c;
 mod kit;
 mod limits;
 mod marks;

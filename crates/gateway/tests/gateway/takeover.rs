@@ -208,6 +208,7 @@ async fn what_is_under_way_stays_with_the_old_gateway() {
     // The old one still hears of changes and reports its drains.
     let next = TestApp::start(2).await;
     let generation = control.put(APP, routes([app.draining(), next.open()])).await;
+    control.acked_by(2).await;
     assert_eq!(Raw::connect(addr).await.get("/").await.body, next.container.as_str());
     app.state.go.add_permits(3);
     for _ in 0..4 {
