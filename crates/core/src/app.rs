@@ -238,7 +238,15 @@ impl App {
         let from = match self.rollout.take() {
             // What it was going to is not to go back to. A restart of one Instance changes no
             // Release, so what it did stays.
-            Some(old) if old.only.is_none() && !old.phase.is_settled() => old.from,
+            Some(Rollout { only, phase, from, to, .. }) if !phase.is_settled() => {
+                let kept = only.zip(meanwhile.as_ref()).map(|(only, now)| (only, now.of(only)));
+                from.map(|from| match kept {
+                    Some((only, now)) if from.of(only).release == to.release => {
+                        from.with([only], now)
+                    }
+                    _ => from,
+                })
+            }
             _ if only.is_some() => meanwhile.clone(),
             _ => self.stable.clone(),
         };
@@ -281,12 +289,18 @@ impl App {
         let Some(rollout) = &mut self.rollout else { return };
         let was_through = rollout.phase.is_through();
         rollout.phase = phase;
-        if rollout.phase.is_through() {
-            // A restart of one Instance says nothing of the Release before.
-            let from = self.stable.as_ref().map(|lineup| lineup.base.release);
-            if let Some(from) = from.filter(|from| *from != rollout.to.release)
-                && rollout.only.is_none()
+        if let Some(only) = rollout.only {
+            // A restart of one Instance makes no Release stable, and says nothing of the one
+            // before.
+            if rollout.phase.is_through()
+                && let Some(stable) = &mut self.stable
+                && stable.of(only).release == rollout.to.release
             {
+                *stable = stable.with([only], rollout.to);
+            }
+        } else if rollout.phase.is_through() {
+            let from = self.stable.as_ref().map(|lineup| lineup.base.release);
+            if let Some(from) = from.filter(|from| *from != rollout.to.release) {
                 self.before = Some(from);
             }
             self.stable = rollout.lineup();

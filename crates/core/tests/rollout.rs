@@ -2,17 +2,20 @@
 
 mod worlds;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use stead_core::app::{App, Change};
 use stead_core::error::{Code, UserError};
 use stead_core::fleet::{
-    ContainerState, Exit, Fleet, FleetSeen, ImageSeen, ReleaseSpec, Revision, TrafficState, Trouble,
+    ContainerState, Exit, Fleet, FleetSeen, ImageSeen, Lineup, ReleaseSpec, Revision, TrafficState,
+    Trouble,
 };
 use stead_core::ids::{Generation, Ordinal, ReleaseNo};
-use stead_core::manifest::RestartPolicy;
-use stead_core::rollout::{Phase, RolloutKind, START_ATTEMPTS, advance, wanted};
+use stead_core::manifest::{Batches, Manifest, Pause, RestartPolicy};
+use stead_core::rollout::{
+    Gate, Phase, Reach, Rollout, RolloutKind, START_ATTEMPTS, advance, wanted,
+};
 use stead_core::time::{Micros, Time};
 use worlds::*;
 
@@ -37,8 +40,13 @@ fn fleet(app: &App) -> Fleet {
     wanted(app, &releases()).fleet
 }
 
+/// Every Instance changes, and `done` of them have.
+fn progressing(done: u32, since: Time) -> Phase {
+    Phase::Progressing { batch: 0, reach: Reach::All, done, since, gate: None }
+}
+
 fn progress(app: &mut App) {
-    app.enter(Phase::Progressing { done: 0, since: NOW });
+    app.enter(progressing(0, NOW));
 }
 
 fn finish(app: &mut App) {
@@ -62,7 +70,7 @@ fn found_at(app: &App, now: Time, change: impl FnOnce(&mut FleetSeen)) -> Option
     let fleet = fleet(app);
     let mut seen = settled(&fleet);
     change(&mut seen);
-    advance(app, &fleet, &seen, now).phase
+    advance(app, &fleet, &seen, None, now).phase
 }
 
 fn name(phase: &Option<Phase>) -> &'static str {
@@ -80,7 +88,7 @@ fn trouble(app: &App, seen: &mut FleetSeen, ordinal: u32, code: Code, count: u32
     let instance = seen.instances.get_mut(&ordinal).expect("it was there");
     let error = UserError::new(code, "it failed", "look");
     instance.containers.clear();
-    instance.trouble = Some(Trouble { revision, error, at: NOW, count });
+    instance.trouble = Some(Trouble { revision, error, at: NOW, count, was_ready: false });
 }
 
 #[test]
@@ -106,7 +114,7 @@ fn a_pull_that_fails_leaves_everything_as_it_was() {
     let refused = found(&app, |seen| fail_image(seen, 2, Code::ImageRefused, NOW, 1));
     assert_eq!(name(&refused), "undone");
     app.enter(refused.unwrap());
-    assert_eq!(fleet(&app).target, before.target);
+    assert_eq!(fleet(&app).lineup, before.lineup);
 }
 
 #[test]
@@ -130,9 +138,9 @@ fn a_rollout_is_done_when_every_instance_runs_it_and_there_is_no_other() {
     let mut app = stable(2);
     deploy(&mut app, 2);
     progress(&mut app);
-    assert_eq!(name(&found(&app, |_| {})), "done");
+    assert_eq!(name(&found(&app, |_| {})), "watching");
     let one_missing = found(&app, |seen| drop(seen.instances.remove(&Ordinal(1))));
-    assert_eq!(one_missing, Some(Phase::Progressing { done: 1, since: NOW }));
+    assert_eq!(one_missing, Some(progressing(1, NOW)));
     let surplus = found(&app, |seen| {
         let extra = seen.instances[&Ordinal(0)].clone();
         seen.instances.insert(Ordinal(2), extra);
@@ -173,16 +181,16 @@ fn a_rollout_without_progress_fails_and_progress_gives_it_time() {
     let stuck = |seen: &mut FleetSeen| seen.instances.clear();
     assert_eq!(name(&found_at(&app, late, stuck)), "undoing");
     let why = found_at(&app, late, stuck).unwrap();
-    assert!(matches!(why, Phase::Undoing { why } if why.code == Code::RolloutTimedOut));
+    assert!(matches!(why, Phase::Undoing { why, .. } if why.code == Code::RolloutTimedOut));
     let moved = found_at(&app, late, |seen| drop(seen.instances.remove(&Ordinal(1))));
-    assert_eq!(moved, Some(Phase::Progressing { done: 1, since: late }));
+    assert_eq!(moved, Some(progressing(1, late)));
 }
 
 #[test]
 fn scaling_gives_a_rollout_its_whole_time_again() {
     let mut app = stable(5);
     deploy(&mut app, 2);
-    app.enter(Phase::Progressing { done: 3, since: NOW });
+    app.enter(progressing(3, NOW));
     let late = NOW + app.active().unwrap().deadline;
     app.scale(4, Time(late.0 - 1));
     // Two of the three that were done are left: the others go on.
@@ -190,7 +198,7 @@ fn scaling_gives_a_rollout_its_whole_time_again() {
         seen.instances.remove(&Ordinal(0));
         seen.instances.remove(&Ordinal(1));
     });
-    assert_eq!(found, Some(Phase::Progressing { done: 2, since: late }));
+    assert_eq!(found, Some(progressing(2, late)));
 }
 
 #[test]
@@ -211,7 +219,7 @@ fn what_ended_and_is_not_started_again_fails_a_rollout_at_once() {
         let exit = Exit { at: NOW, code, oom_killed: false, intended: false };
         container.state = ContainerState::Exited(exit);
         container.traffic = TrafficState::Detached;
-        let phase = advance(&app, &fleet, &seen, NOW).phase;
+        let phase = advance(&app, &fleet, &seen, None, NOW).phase;
         assert_eq!(name(&phase), if fails { "undoing" } else { "stays" }, "{policy:?} {code}");
     }
 }
@@ -235,7 +243,8 @@ fn a_restart_of_one_is_judged_by_that_one() {
     progress(&mut app);
     let wanted = fleet(&app);
     assert_eq!(wanted.wanted(Ordinal(0)), Some(revision(1, 1)));
-    assert_eq!(wanted.wanted(Ordinal(1)), Some(revision(1, 2)));
+    let again = Revision { since: 2, ..revision(1, 2) };
+    assert_eq!(wanted.wanted(Ordinal(1)), Some(again));
     let others_fail = found(&app, |seen| {
         trouble(&app, seen, 0, Code::ExitedAtOnce, 9);
         seen.instances.remove(&Ordinal(2));
@@ -279,12 +288,16 @@ fn restarting_one_of_a_held_release_stays_with_that_release() {
     deploy(&mut app, 2);
     progress(&mut app);
     let why = UserError::new(Code::NeverReady, "it failed", "look");
-    app.enter(Phase::Held { at: NOW, why });
+    app.enter(Phase::Held { at: NOW, why, lineup: app.lineup() });
     restart_one(&mut app, 0);
     assert_eq!(fleet(&app).wanted(Ordinal(1)), Some(revision(2, 2)));
     progress(&mut app);
     finish(&mut app);
-    assert_eq!(app.stable, Some(revision(1, 1)), "one instance does not make it stable");
+    assert_eq!(
+        app.stable,
+        Some(Lineup::all(revision(1, 1))),
+        "one instance does not make it stable"
+    );
 }
 
 #[test]
@@ -331,8 +344,14 @@ enum Verb {
     Restart,
     RestartOne(u32),
     Scale(u32),
+    Remove(u32),
     Stop,
     Start,
+    Pause,
+    Resume,
+    Promote {
+        all: bool,
+    },
     Abort,
     /// The Rollout goes on as it should.
     GoOn,
@@ -346,30 +365,43 @@ fn verb() -> impl Strategy<Value = Verb> {
         1 => Just(Verb::Restart),
         2 => (0..4u32).prop_map(Verb::RestartOne),
         1 => (1..5u32).prop_map(Verb::Scale),
+        1 => (0..5u32).prop_map(Verb::Remove),
         1 => Just(Verb::Stop),
         1 => Just(Verb::Start),
+        1 => Just(Verb::Pause),
+        1 => Just(Verb::Resume),
+        2 => any::<bool>().prop_map(|all| Verb::Promote { all }),
         2 => Just(Verb::Abort),
-        8 => Just(Verb::GoOn),
+        9 => Just(Verb::GoOn),
         1 => Just(Verb::Hold),
     ]
+}
+
+/// The manifest of every Release here: two batches, and a person between them.
+fn in_batches() -> Manifest {
+    let mut settings = manifest();
+    settings.rollout.batches = Batches::Count(2);
+    settings.rollout.pause = Pause::Manual;
+    settings
 }
 
 fn do_to(app: &mut App, verb: &Verb) -> bool {
     match verb {
         Verb::Deploy => {
             let release = app.last_release.next();
-            app.roll_out(release, &manifest(), change(RolloutKind::Deploy));
+            app.roll_out(release, &in_batches(), change(RolloutKind::Deploy));
             true
         }
-        Verb::Restart => app.restart(None, &manifest(), change(RolloutKind::Restart)).is_ok(),
+        Verb::Restart => app.restart(None, &in_batches(), change(RolloutKind::Restart)).is_ok(),
         Verb::RestartOne(n) => {
             let only = Some(Ordinal(*n));
-            app.restart(only, &manifest(), change(RolloutKind::Restart)).is_ok()
+            app.restart(only, &in_batches(), change(RolloutKind::Restart)).is_ok()
         }
         Verb::Scale(instances) => {
             app.scale(*instances, NOW);
             true
         }
+        Verb::Remove(n) => app.remove(&BTreeSet::from([Ordinal(*n)]), NOW).is_ok(),
         Verb::Stop => {
             app.stop();
             true
@@ -378,17 +410,18 @@ fn do_to(app: &mut App, verb: &Verb) -> bool {
             app.start(NOW);
             true
         }
+        Verb::Pause => {
+            let paused = app.rollout.as_ref().is_some_and(|r| r.paused.is_some());
+            app.pause("root", NOW).is_ok() && !paused
+        }
+        Verb::Resume => app.resume(NOW).is_ok(),
+        Verb::Promote { all } => app.promote(&in_batches().rollout, *all, NOW).is_ok(),
         Verb::Abort => {
             let undoing = app.rollout.as_ref().is_some_and(|r| r.phase.name() == "undoing");
             app.abort("root", NOW).is_ok() && !undoing
         }
         Verb::GoOn => {
-            let next = match app.active().map(|rollout| rollout.phase.clone()) {
-                Some(Phase::Pulling) => Phase::Progressing { done: 0, since: NOW },
-                Some(Phase::Progressing { .. }) => Phase::Done { at: NOW },
-                Some(Phase::Undoing { why }) => Phase::Undone { at: NOW, why },
-                _ => return false,
-            };
+            let Some(next) = app.active().and_then(goes_well) else { return false };
             app.enter(next);
             true
         }
@@ -397,20 +430,38 @@ fn do_to(app: &mut App, verb: &Verb) -> bool {
                 app.active().is_some_and(|rollout| rollout.phase.name() == "progressing");
             if progressing {
                 let why = UserError::new(Code::NeverReady, "it failed", "look");
-                app.enter(Phase::Held { at: NOW, why });
+                app.enter(Phase::Held { at: NOW, why, lineup: app.lineup() });
             }
             progressing
         }
     }
 }
 
-type Intent = (Option<Revision>, BTreeMap<Ordinal, u32>);
+/// The phase after this one when everything works and every Instance has been reached.
+fn goes_well(rollout: &Rollout) -> Option<Phase> {
+    Some(match rollout.phase.clone() {
+        Phase::Pulling => {
+            let reach = Reach::Of(BTreeSet::from([Ordinal(0), Ordinal(1)]));
+            let reach = if rollout.is_trial() { reach } else { Reach::All };
+            Phase::Progressing { batch: 0, reach, done: 0, since: NOW, gate: None }
+        }
+        Phase::Progressing { batch, reach: reach @ Reach::Of(_), done, since, gate: None } => {
+            let gate = Some(Gate { since: NOW, until: None });
+            Phase::Progressing { batch, reach, done, since, gate }
+        }
+        Phase::Progressing { gate: Some(_), .. } => return None,
+        Phase::Progressing { .. } if rollout.is_trial() => {
+            Phase::Watching { since: NOW, until: NOW }
+        }
+        Phase::Progressing { .. } | Phase::Watching { .. } => Phase::Done { at: NOW },
+        Phase::Undoing { why, .. } => Phase::Undone { at: NOW, why },
+        _ => return None,
+    })
+}
 
-fn intent(app: &App) -> Intent {
-    // What each Instance would run, whatever their present number.
-    let fleet = Fleet { instances: 8, ..fleet(app) };
-    let runs = (0..8).filter_map(|n| Some((Ordinal(n), fleet.wanted(Ordinal(n))?.run)));
-    (fleet.target, runs.collect())
+fn is_settled(app: &App) -> bool {
+    let phase = app.rollout.as_ref().map(|rollout| rollout.phase.name());
+    matches!(phase, None | Some("watching" | "done" | "undone"))
 }
 
 proptest! {
@@ -423,38 +474,50 @@ proptest! {
     #[test]
     fn verbs_keep_an_app_in_order(verbs in prop::collection::vec(verb(), 1..30)) {
         let mut app = stable(3);
-        // What undoing must bring back; unknown after a failure that was left standing and
-        // then changed in part.
-        let mut safe = Some(intent(&app));
+        // What proved itself last, and what the current Rollout came from.
+        let mut good = app.lineup().expect("it runs");
+        let mut back = good.clone();
         for verb in &verbs {
             let before = app.clone();
-            let standing = before.rollout.as_ref().is_some_and(|r| r.phase.name() == "held");
             if !do_to(&mut app, verb) {
                 prop_assert_eq!(&app, &before, "what is refused changes nothing");
                 continue;
             }
-            let restarted_one = before.rollout.as_ref().is_some_and(|r| r.only.is_some());
-            if restarted_one && safe.is_some() && matches!(verb, Verb::Deploy | Verb::Restart) {
-                // What it did stays.
-                safe = Some(intent(&before));
-            }
             prop_assert!(app.generation > before.generation, "{:?}", verb);
             prop_assert!(app.last_run >= before.last_run);
             let needed = app.releases_needed();
-            for used in [app.target(), app.stable].into_iter().flatten() {
-                prop_assert!(needed.contains(&used.release) && used.run <= app.last_run);
+            for used in [app.lineup(), app.stable.clone()].into_iter().flatten() {
+                prop_assert!(used.releases().all(|release| needed.contains(&release)));
+                prop_assert!(used.base.run <= app.last_run && used.base.since <= used.base.run);
             }
+            prop_assert_eq!(app.ordinals().len(), app.instances as usize);
             let text = serde_json::to_string(&app).unwrap();
             prop_assert_eq!(&serde_json::from_str::<App>(&text).unwrap(), &app);
-            if standing && matches!(verb, Verb::RestartOne(_)) {
-                safe = None;
+
+            let (now, Some(rollout)) = (app.lineup().expect("it runs"), &app.rollout) else {
+                continue;
+            };
+            let new = before.rollout.as_ref().is_none_or(|old| old.number != rollout.number);
+            if new && is_settled(&before) {
+                // A restart of one changes nothing else, whatever the others run.
+                let present = before.lineup().filter(|_| rollout.only.is_some());
+                back = present.unwrap_or_else(|| good.clone());
             }
-            let of_one = app.rollout.as_ref().is_some_and(|rollout| rollout.only.is_some());
-            match app.rollout.as_ref().map(|rollout| rollout.phase.name()) {
-                Some("done") if safe.is_some() || !of_one => safe = Some(intent(&app)),
-                Some("undoing" | "undone") => if let Some(safe) = &safe {
-                    prop_assert_eq!(&intent(&app), safe, "undoing brings back what was");
-                },
+            match rollout.phase.name() {
+                "watching" | "done" if rollout.only.is_none() => good = now,
+                "undoing" | "undone" => {
+                    for ordinal in (0..8).map(Ordinal) {
+                        let (now, then) = (now.of(ordinal), back.of(ordinal));
+                        prop_assert_eq!(now.release, then.release, "undoing brings back what was");
+                        // Of what it is not restarted: what was restarted meanwhile stays so.
+                        prop_assert!(now.since >= then.since, "{:?} after {:?}", now, then);
+                    }
+                    if before.rollout.as_ref().is_some_and(|old| old.phase.is_through()) {
+                        good = back.clone();
+                    }
+                    let stable = app.stable.clone().expect("it was stable before");
+                    prop_assert_eq!(stable.base, good.base);
+                }
                 _ => {}
             }
         }

@@ -75,7 +75,7 @@ fn pull(fleet: &Fleet, seen: &FleetSeen, now: Time, plan: &mut Plan) {
             }
         }
         if due_now {
-            plan.steps.push(Step::Pull { release: *release });
+            plan.add(Step::Pull { release: *release });
         }
     }
 }
@@ -101,7 +101,7 @@ fn retire(
         let hook = release.is_some_and(|spec| spec.hook(HookName::PreDelete).is_some());
         let run = container.revision.run;
         if forever && hook && container.serves() && !container.hooked(HookName::PreDelete, run) {
-            plan.steps.push(Step::Hook {
+            plan.add(Step::Hook {
                 ordinal,
                 container: container.id.clone(),
                 hook: HookName::PreDelete,
@@ -112,7 +112,7 @@ fn retire(
         }
     }
     if ended {
-        plan.steps.push(Step::RemoveSandbox { ordinal });
+        plan.add(Step::RemoveSandbox { ordinal });
     }
 }
 
@@ -137,12 +137,12 @@ fn take_out(
     let id = container.id.clone();
     match (container.traffic, &container.state) {
         (TrafficState::Attached, _) => {
-            plan.steps.push(Step::Detach { ordinal, container: id, drain: grace });
+            plan.add(Step::Detach { ordinal, container: id, drain: grace });
         }
         (TrafficState::Detached, ContainerState::Running { health: Health::Ready, .. })
             if after == After::Freeze =>
         {
-            plan.steps.push(Step::Freeze { ordinal, container: id });
+            plan.add(Step::Freeze { ordinal, container: id });
         }
         (
             TrafficState::Detached,
@@ -152,7 +152,7 @@ fn take_out(
                 After::Stop(because) => because,
                 After::Freeze => None,
             };
-            plan.steps.push(Step::Stop { ordinal, container: id, grace, because });
+            plan.add(Step::Stop { ordinal, container: id, grace, because });
         }
         // Its acknowledgement is awaited.
         (TrafficState::Draining, _) | (TrafficState::Detached, _) => {}
@@ -187,7 +187,7 @@ impl<'a> Instance<'a> {
         let Some(sandbox) = &self.seen.sandbox else {
             // Beside the pull, not after it.
             if self.rested(&Part::Main, plan) {
-                plan.steps.push(Step::CreateSandbox { ordinal, revision: self.revision });
+                plan.add(Step::CreateSandbox { ordinal, revision: self.revision });
             }
             return;
         };
@@ -339,13 +339,13 @@ impl<'a> Instance<'a> {
             Some(other) => return self.out(other, After::Stop(None), plan),
         };
         let (ordinal, revision) = (self.ordinal, self.revision);
-        plan.steps.push(Step::Prepare { ordinal, part: Part::Main, revision, slot });
+        plan.add(Step::Prepare { ordinal, part: Part::Main, revision, slot });
     }
 
     /// Starts or thaws a Container.
     fn run(&self, container: &ContainerSeen, plan: &mut Plan) {
         let (ordinal, id) = (self.ordinal, container.id.clone());
-        plan.steps.push(if container.is_frozen() {
+        plan.add(if container.is_frozen() {
             Step::Thaw { ordinal, container: id, revision: self.revision }
         } else {
             Step::Start { ordinal, container: id }
@@ -357,6 +357,12 @@ impl<'a> Instance<'a> {
         self.hooked(old, HookName::BeforeUpdate, self.revision.run, plan)
     }
 
+    /// The hook after a change: a Container has it once in its life, whatever it is brought to.
+    fn asked_after(&self, new: &ContainerSeen, plan: &mut Plan) -> bool {
+        new.hooks.iter().any(|seen| seen.hook == HookName::AfterUpdate)
+            || self.hooked(new, HookName::AfterUpdate, self.revision.run, plan)
+    }
+
     /// Whether `hook` was run for this run, or there is none; else it is to be run now.
     fn hooked(&self, on: &ContainerSeen, hook: HookName, run: u32, plan: &mut Plan) -> bool {
         if self.spec.hook(hook).is_none() || on.hooked(hook, run) {
@@ -364,7 +370,7 @@ impl<'a> Instance<'a> {
         }
         if self.rested(&Part::Main, plan) {
             let (ordinal, container, revision) = (self.ordinal, on.id.clone(), self.revision);
-            plan.steps.push(Step::Hook { ordinal, container, hook, revision });
+            plan.add(Step::Hook { ordinal, container, hook, revision });
         }
         false
     }
@@ -386,11 +392,11 @@ impl<'a> Instance<'a> {
             let (ordinal, id) = (self.ordinal, container.id.clone());
             match (health, container.traffic) {
                 (Health::Ready, TrafficState::Detached) if self.seen.serving().is_none() => {
-                    plan.steps.push(Step::Attach { ordinal, container: id });
+                    plan.add(Step::Attach { ordinal, container: id });
                 }
                 (Health::Unready, TrafficState::Attached) => {
                     let drain = self.spec.grace();
-                    plan.steps.push(Step::Detach { ordinal, container: id, drain });
+                    plan.add(Step::Detach { ordinal, container: id, drain });
                 }
                 (Health::Dead, _) => {
                     self.out(container, After::Stop(Some(StopCause::NotAlive)), plan);
@@ -420,7 +426,7 @@ impl<'a> Instance<'a> {
             let begin = old.is_empty() || (!self.fleet.paused && budget.begin());
             if begin && self.present_of(part) && self.rested(part, plan) {
                 let (ordinal, part, revision) = (self.ordinal, part.clone(), self.revision);
-                plan.steps.push(Step::Prepare { ordinal, part, revision, slot: Slot::A });
+                plan.add(Step::Prepare { ordinal, part, revision, slot: Slot::A });
             }
             return false;
         };
@@ -447,21 +453,21 @@ impl<'a> Instance<'a> {
             && self.rested(&container.part, plan)
         {
             let revision = self.revision;
-            plan.steps.push(Step::Update { ordinal, container: id, revision });
+            plan.add(Step::Update { ordinal, container: id, revision });
             return;
         }
         let main = container.part.is_main();
         match (health, container.traffic) {
             (Health::Ready, TrafficState::Detached) if main => {
-                if self.hooked(container, HookName::AfterUpdate, container.born, plan) {
-                    plan.steps.push(Step::Attach { ordinal, container: id });
+                if self.asked_after(container, plan) {
+                    plan.add(Step::Attach { ordinal, container: id });
                 }
             }
             (Health::Ready, TrafficState::Attached) if self.seen.slot != container.slot => {
-                plan.steps.push(Step::Attach { ordinal, container: id });
+                plan.add(Step::Attach { ordinal, container: id });
             }
             (Health::Unready, TrafficState::Attached) => {
-                plan.steps.push(Step::Detach { ordinal, container: id, drain: self.spec.grace() });
+                plan.add(Step::Detach { ordinal, container: id, drain: self.spec.grace() });
             }
             (Health::Starting, _) => {
                 let deadline = since + self.spec.startup_timeout(&container.part);
@@ -490,7 +496,7 @@ impl<'a> Instance<'a> {
 
     fn discard(&self, container: &ContainerSeen, plan: &mut Plan) {
         let container = container.id.clone();
-        plan.steps.push(Step::Discard { ordinal: self.ordinal, container });
+        plan.add(Step::Discard { ordinal: self.ordinal, container });
     }
 
     fn pressed(&self) -> bool {

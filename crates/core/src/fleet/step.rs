@@ -219,6 +219,13 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Adds a step; one that is planned already, for another reason, is not planned twice.
+    pub(super) fn add(&mut self, step: Step) {
+        if !self.steps.contains(&step) {
+            self.steps.push(step);
+        }
+    }
+
     pub(super) fn wake_at(&mut self, at: Time) {
         self.wake = Some(self.wake.map_or(at, |known| known.min(at)));
     }
