@@ -18,7 +18,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Answer {
     /// `X-Version`.
     pub(crate) version: String,
-    /// `X-Started`: differs from process to process.
+    /// `X-Started`: differs from process to process; empty where the App does not say it.
     pub(crate) started: String,
 }
 
@@ -68,7 +68,7 @@ fn ask(address: SocketAddr, host: &str) -> Option<Answer> {
             name.eq_ignore_ascii_case(wanted).then(|| value.to_owned())
         })
     };
-    Some(Answer { version: header("x-version")?, started: header("x-started")? })
+    Some(Answer { version: header("x-version")?, started: header("x-started").unwrap_or_default() })
 }
 
 /// How long `work` takes, in milliseconds.

@@ -22,6 +22,28 @@ const SOCKET: &str = "/run/stead/stead.sock";
 /// The gateway's; ports are ours to choose in a network namespace of our own.
 const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 
+/// An App to deploy.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct App {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// How it changes.
+    pub(crate) strategy: &'static str,
+    /// Name of its images in the catalogue.
+    pub(crate) image: &'static str,
+    /// How long it takes until it listens, in milliseconds; the sample service alone does so.
+    pub(crate) start_delay: u64,
+    /// How many Instances.
+    pub(crate) instances: u32,
+}
+
+impl App {
+    /// One Instance of the sample service.
+    pub(crate) const fn new(name: &'static str, strategy: &'static str) -> Self {
+        Self { name, strategy, image: "trivial", start_delay: 0, instances: 1 }
+    }
+}
+
 /// A running platform. Clones are other hands on the same one.
 #[derive(Debug, Clone)]
 pub(crate) struct Platform {
@@ -31,16 +53,18 @@ pub(crate) struct Platform {
 }
 
 impl Platform {
-    /// `stead up --detach`, with both versions of the trivial App fetched.
-    pub(crate) fn up(data: &Path, registry: SocketAddr) -> anyhow::Result<Self> {
+    /// `stead up --detach`, with both versions of these images fetched.
+    pub(crate) fn up(data: &Path, registry: SocketAddr, images: &[&str]) -> anyhow::Result<Self> {
         let program = env::current_exe()?.with_file_name("stead");
         fs::create_dir_all(data)?;
         let platform = Self { program, data: data.to_owned(), registry };
         let http = HTTP.to_string();
         platform.stead(&["up", "--detach", "--http", &http])?;
-        for version in crate::workshop::VERSIONS {
-            let body = json!({ "reference": platform.image(version) });
-            platform.ask("POST", "/images/pull", Some(&body))?;
+        for image in images {
+            for version in crate::workshop::VERSIONS {
+                let body = json!({ "reference": platform.image(image, version) });
+                platform.ask("POST", "/images/pull", Some(&body))?;
+            }
         }
         Ok(platform)
     }
@@ -52,20 +76,34 @@ impl Platform {
         }
     }
 
-    /// Asks for a version of the trivial App in `instances` Instances; returns when the API has
-    /// accepted it.
-    pub(crate) fn deploy(&self, app: &str, version: &str, instances: u32) -> anyhow::Result<()> {
+    /// Asks for a version of an App; returns when the API has accepted it. What comes after a
+    /// release, such as watching it for some minutes, is left out: rounds follow each other.
+    pub(crate) fn deploy(&self, app: App, version: &str) -> anyhow::Result<()> {
+        let App { name, strategy, image, start_delay, instances } = app;
         let manifest = json!({
-            "app": app,
-            "source": self.image(version),
+            "app": name,
+            "source": self.image(image, version),
             "http": { "port": 8080 },
             "instances": instances,
             "health": { "startup": { "http": "/healthz" }, "readiness": { "http": "/healthz" } },
-            "rollout": { "strategy": "in-place" },
+            "env": { "START_DELAY_MS": start_delay.to_string() },
+            "rollout": { "strategy": strategy, "watch": "0s", "analysis": false },
         });
-        let path = format!("/namespaces/default/apps/{app}/deploy");
+        let path = format!("/namespaces/default/apps/{name}/deploy");
         self.ask("POST", &path, Some(&json!({ "manifest": manifest })))?;
         Ok(())
+    }
+
+    /// Asks for the Release before the present one.
+    pub(crate) fn rollback(&self, app: &str) -> anyhow::Result<()> {
+        self.verb(app, "rollback", &json!({}))
+    }
+
+    /// Requests that had to wait for a ready Instance, over all Releases.
+    pub(crate) fn parked(&self, app: &str) -> anyhow::Result<u64> {
+        let ledgers = self.ask("GET", &format!("/namespaces/default/apps/{app}/ledger"), None)?;
+        let ledgers = ledgers.as_array().context("the ledgers are not a list")?;
+        Ok(ledgers.iter().filter_map(|ledger| ledger["parked"].as_u64()).sum())
     }
 
     /// Asks for a restart.
@@ -127,8 +165,8 @@ impl Platform {
         format!("{app}.default.localhost")
     }
 
-    fn image(&self, version: &str) -> String {
-        format!("{}/trivial:{version}", self.registry)
+    fn image(&self, name: &str, version: &str) -> String {
+        format!("{}/{name}:{version}", self.registry)
     }
 
     fn verb(&self, app: &str, verb: &str, body: &Value) -> anyhow::Result<()> {
@@ -217,7 +255,7 @@ impl Phases {
     }
 
     /// The median of each phase, the longest first.
-    pub(crate) fn summary(&self) -> String {
+    pub(crate) fn summary(&self, of: &str) -> String {
         let median = |figures: &Vec<f64>| Row::new("", figures.clone()).percentile(0.5);
         let mut medians: Vec<_> = self
             .figures
@@ -226,6 +264,6 @@ impl Phases {
             .collect();
         medians.sort_by(|one, other| other.1.total_cmp(&one.1));
         let parts = medians.iter().map(|(phase, median)| format!("{phase} {median:.2}"));
-        format!("stead's phases, p50 in ms: {}", parts.collect::<Vec<_>>().join(", "))
+        format!("phases of {of}, p50 in ms: {}", parts.collect::<Vec<_>>().join(", "))
     }
 }

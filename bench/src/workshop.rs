@@ -17,6 +17,9 @@ const HUGETLB: &str = "/sys/fs/cgroup/hugetlb";
 /// The versions of the trivial App that are ready to run.
 pub(crate) const VERSIONS: [&str; 2] = ["1", "2"];
 
+/// The images that stead gets.
+const IMAGES: [&str; 2] = ["trivial", "nginx"];
+
 /// Everything the goals share. Dropped, it ends what it started and removes its files.
 pub(crate) struct Workshop {
     only: Option<String>,
@@ -102,10 +105,13 @@ impl Workshop {
         if self.platform.is_none() {
             let registry = Registry::start()?;
             let mut catalogue = Catalogue::new();
-            for version in VERSIONS {
-                registry.push("trivial", version, &catalogue.image("trivial", version)?)?;
+            for name in IMAGES {
+                for version in VERSIONS {
+                    registry.push(name, version, &catalogue.image(name, version)?)?;
+                }
             }
-            let platform = Platform::up(&self.folder.path().join("stead"), registry.address())?;
+            let folder = self.folder.path().join("stead");
+            let platform = Platform::up(&folder, registry.address(), &IMAGES)?;
             self.registry = Some(registry);
             self.platform = Some(platform);
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::contest::{Better, Outcome, Row};
+use crate::platform::App;
 use crate::workshop::Workshop;
 
 const INSTANCES: u32 = 100;
@@ -19,7 +20,8 @@ pub(super) fn measure(workshop: &mut Workshop, _rounds: usize) -> anyhow::Result
         let platform = workshop.platform()?;
         thread::sleep(SETTLE);
         let (empty, slab_before) = (Memory::now()?, slab()?);
-        platform.deploy("footprint", "1", INSTANCES)?;
+        let app = App { instances: INSTANCES, ..App::new("footprint", "in-place") };
+        platform.deploy(app, "1")?;
         platform.settled("footprint", u64::from(INSTANCES))?;
         thread::sleep(SETTLE);
         let (full, slab_after) = (Memory::now()?, slab()?);

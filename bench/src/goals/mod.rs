@@ -4,13 +4,18 @@ mod churn;
 mod create;
 mod footprint;
 mod restart;
+mod rollback;
 mod scale;
+mod slowest;
 mod stall;
 mod upgrade;
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use crate::contest::Outcome;
+use crate::platform::{Phases, Platform};
 use crate::workshop::Workshop;
 
 /// A goal and the program that measures it.
@@ -46,7 +51,7 @@ pub(crate) const GOALS: &[Goal] = &[
     Goal {
         name: "upgrade",
         number: "4",
-        title: "in-place upgrade, call to first answer of the new version",
+        title: "upgrade, call to first answer of the new version",
         rounds: 20,
         measure: upgrade::measure,
     },
@@ -58,9 +63,23 @@ pub(crate) const GOALS: &[Goal] = &[
         measure: stall::measure,
     },
     Goal {
+        name: "slowest",
+        number: "5",
+        title: "slowest request during a release beside the slowest before it",
+        rounds: 10,
+        measure: slowest::measure,
+    },
+    Goal {
+        name: "rollback",
+        number: "6",
+        title: "rollback, call to first answer of the old version",
+        rounds: 10,
+        measure: rollback::measure,
+    },
+    Goal {
         name: "restart",
         number: "7",
-        title: "in-place restart, call to first answer",
+        title: "restart, call to first answer",
         rounds: 20,
         measure: restart::measure,
     },
@@ -89,4 +108,26 @@ fn loopback(port: u16) -> SocketAddr {
 /// The other version.
 fn other(version: &'static str) -> &'static str {
     if version == "1" { "2" } else { "1" }
+}
+
+/// Phases of one contestant's changes, collected by its turns and read after them.
+#[derive(Debug, Clone)]
+struct PhasesOf {
+    name: &'static str,
+    phases: Rc<RefCell<Phases>>,
+}
+
+impl PhasesOf {
+    fn new(name: &'static str) -> Self {
+        Self { name, phases: Rc::default() }
+    }
+
+    /// Adds the App's last change.
+    fn collect(&self, platform: &Platform, app: &str) -> anyhow::Result<()> {
+        self.phases.borrow_mut().collect(platform, app)
+    }
+
+    fn summary(&self) -> String {
+        self.phases.borrow().summary(self.name)
+    }
 }

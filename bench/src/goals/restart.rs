@@ -1,33 +1,38 @@
 //! Goal 7: from the call that asks for a restart to the first answer of the new process.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
 use crate::answer::{Answer, timed, wait_for, wait_until};
 use crate::contest::{Better, Contestant, Outcome, interleave};
-use crate::goals::loopback;
+use crate::goals::{PhasesOf, loopback};
 use crate::peers::{Docker, Job};
-use crate::platform::{Phases, Platform};
+use crate::platform::{App, Platform};
 use crate::workshop::Workshop;
 
 const NAME: &str = "stead-bench-restart";
+const APPS: [(&str, App); 3] = [
+    ("stead, in-place", App::new("restart-in-place", "in-place")),
+    ("stead, handover", App::new("restart-handover", "handover")),
+    ("stead, recreate", App::new("restart-recreate", "recreate")),
+];
 
 pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<Vec<Outcome>> {
     let mut contestants = Vec::new();
-    let phases = Rc::new(RefCell::new(Phases::default()));
-    if workshop.wants("stead") {
+    let mut phases = Vec::new();
+    for (name, app) in APPS {
+        if !workshop.wants(name) {
+            continue;
+        }
         let platform = workshop.platform()?;
-        platform.deploy("restart", "1", 1)?;
-        platform.settled("restart", 1)?;
+        platform.deploy(app, "1")?;
+        platform.settled(app.name, 1)?;
         let settled = platform.clone();
-        let mut stead = restarting("stead", Platform::gateway(), "restart", move || {
-            platform.restart("restart")
-        });
+        let mut stead =
+            restarting(name, Platform::gateway(), app.name, move || platform.restart(app.name));
         // The restart before may still be tidying up.
-        let phases = Rc::clone(&phases);
+        let of = PhasesOf::new(name);
+        phases.push(of.clone());
         stead.before(move || {
-            settled.settled("restart", 1)?;
-            phases.borrow_mut().collect(&settled, "restart")
+            settled.settled(app.name, 1)?;
+            of.collect(&settled, app.name)
         });
         contestants.push(stead);
     }
@@ -57,16 +62,15 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
     }
     let rows = interleave(contestants, rounds);
     clean(workshop)?;
+    let mut notes = vec!["crun and runc: kill, delete and run again.".to_owned()];
+    notes.extend(phases.iter().map(PhasesOf::summary));
     Ok(vec![Outcome {
-        title: "Goal 7: in-place restart, call to first answer".to_owned(),
+        title: "Goal 7: restart, call to first answer".to_owned(),
         goal: "5x crun, 20x podman",
         unit: "ms",
         better: Better::Less,
         rows,
-        notes: vec![
-            "crun and runc: kill, delete and run again.".to_owned(),
-            phases.borrow().summary(),
-        ],
+        notes,
     }])
 }
 
@@ -87,8 +91,10 @@ fn restarting(
 }
 
 fn clean(workshop: &mut Workshop) -> anyhow::Result<()> {
-    if workshop.wants("stead") {
-        workshop.platform()?.delete("restart")?;
+    for (name, app) in APPS {
+        if workshop.wants(name) {
+            workshop.platform()?.delete(app.name)?;
+        }
     }
     for program in workshop.wanted(["crun", "runc"]) {
         workshop.runtime(program)?.stop(&format!("{NAME}-{program}"))?;

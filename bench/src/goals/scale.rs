@@ -8,7 +8,7 @@ use crate::answer::{timed, wait_for};
 use crate::contest::{Better, Contestant, Outcome, interleave_cold};
 use crate::goals::loopback;
 use crate::peers::{Job, Podman, Runtime};
-use crate::platform::Platform;
+use crate::platform::{App, Platform};
 use crate::workshop::Workshop;
 
 const NAME: &str = "stead-bench-scale";
@@ -43,7 +43,7 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
 }
 
 fn stead(platform: &Platform) -> anyhow::Result<f64> {
-    platform.deploy("scale", "1", 1)?;
+    platform.deploy(App::new("scale", "in-place"), "1")?;
     platform.settled("scale", 1)?;
     let took = timed(|| {
         platform.scale("scale", u32::from(MORE) + 1)?;

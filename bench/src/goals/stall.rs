@@ -12,10 +12,14 @@ use crate::answer::wait_for;
 use crate::contest::{Better, Outcome, Row};
 use crate::goals::{loopback, other};
 use crate::peers::{Docker, Nginx};
-use crate::platform::Platform;
+use crate::platform::{App, Platform};
 use crate::workshop::Workshop;
 
 const NAME: &str = "stead-bench-stall";
+const APPS: [(&str, App); 2] = [
+    ("stead, in-place", App::new("stall-in-place", "in-place")),
+    ("stead, handover", App::new("stall-handover", "handover")),
+];
 /// Load before the upgrade, and after it.
 const AROUND: Duration = Duration::from_secs(2);
 const MIX: Mix = Mix { keep_alive: 12, one_shot: 4, ..Mix::NOBODY };
@@ -54,24 +58,26 @@ impl Way {
 
 pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<Vec<Outcome>> {
     let mut ways = Vec::new();
-    if workshop.wants("stead") {
-        let platform = workshop.platform()?;
-        platform.deploy("stall", "1", 1)?;
-        platform.settled("stall", 1)?;
-        let host = Platform::host("stall");
-        ways.push(Way::new("stead, in-place", Platform::gateway(), host, move |version| {
-            platform.deploy("stall", version, 1)
-        }));
+    for (name, app) in APPS {
+        if workshop.wants(name) {
+            let platform = workshop.platform()?;
+            platform.deploy(app, "1")?;
+            platform.settled(app.name, 1)?;
+            let host = Platform::host(app.name);
+            ways.push(Way::new(name, Platform::gateway(), host, move |version| {
+                platform.deploy(app, version)
+            }));
+        }
     }
     let folder = workshop.folder().to_owned();
     if workshop.wants("docker") {
         workshop.docker()?;
-        let front = Front::start(&folder.join("replaced"), "replaced", 24_000)?;
+        let front = Front::start(&folder.join("replaced"), "replaced", 24_000, 0)?;
         let host = "bench".to_owned();
         ways.push(Way::new("docker, replaced", front.listen, host.clone(), move |version| {
             front.replace(version)
         }));
-        let front = Front::start(&folder.join("beside"), "beside", 24_100)?;
+        let front = Front::start(&folder.join("beside"), "beside", 24_100, 0)?;
         let name = "docker, new one first";
         ways.push(Way::new(name, front.listen, host, move |version| front.start_beside(version)));
     }
@@ -87,8 +93,10 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
         }
     }
     let outcomes = outcomes(&ways);
-    if workshop.wants("stead") {
-        workshop.platform()?.delete("stall")?;
+    for (name, app) in APPS {
+        if workshop.wants(name) {
+            workshop.platform()?.delete(app.name)?;
+        }
     }
     Ok(outcomes)
 }
@@ -154,21 +162,33 @@ fn outcomes(ways: &[Way]) -> Vec<Outcome> {
 }
 
 /// nginx in front of a docker container. Dropped, it removes the container.
-struct Front {
+pub(super) struct Front {
     nginx: Nginx,
     name: &'static str,
     listen: SocketAddr,
     base: u16,
+    start_delay: u64,
 }
 
 impl Front {
-    fn start(folder: &Path, name: &'static str, base: u16) -> anyhow::Result<Self> {
+    /// On ports from `base`; the App takes so many milliseconds until it listens.
+    pub(super) fn start(
+        folder: &Path,
+        name: &'static str,
+        base: u16,
+        start_delay: u64,
+    ) -> anyhow::Result<Self> {
         let (listen, upstream) = (loopback(base), loopback(base + 1));
-        Docker::run(&container(name, "1"), "1", upstream)?;
+        Docker::run_slow(&container(name, "1"), "1", upstream, start_delay)?;
         wait_for(upstream, "bench", "1")?;
         let nginx = Nginx::start(folder, listen, upstream)?;
         wait_for(listen, "bench", "1")?;
-        Ok(Self { nginx, name, listen, base })
+        Ok(Self { nginx, name, listen, base, start_delay })
+    }
+
+    /// Where nginx listens.
+    pub(super) fn listen(&self) -> SocketAddr {
+        self.listen
     }
 
     /// Stops and removes the old container, runs the new one, moves nginx.
@@ -179,7 +199,7 @@ impl Front {
     }
 
     /// Runs the new container, moves nginx, then removes the old container.
-    fn start_beside(&self, version: &'static str) -> anyhow::Result<()> {
+    pub(super) fn start_beside(&self, version: &'static str) -> anyhow::Result<()> {
         let upstream = self.run(version)?;
         self.nginx.reload(upstream)?;
         wait_for(self.listen, "bench", version)?;
@@ -188,7 +208,7 @@ impl Front {
 
     fn run(&self, version: &'static str) -> anyhow::Result<SocketAddr> {
         let upstream = loopback(self.base + if version == "1" { 1 } else { 2 });
-        Docker::run(&container(self.name, version), version, upstream)?;
+        Docker::run_slow(&container(self.name, version), version, upstream, self.start_delay)?;
         wait_for(upstream, "bench", version)?;
         Ok(upstream)
     }

@@ -1,23 +1,29 @@
 //! Goal 4: from the call that asks for another version to its first answer. One instance, the
 //! image already on the node.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
 use crate::answer::{timed, wait_for};
 use crate::contest::{Better, Contestant, Outcome, interleave};
-use crate::goals::{loopback, other};
+use crate::goals::{PhasesOf, loopback, other};
 use crate::peers::{Docker, Job};
-use crate::platform::{Phases, Platform};
+use crate::platform::{App, Platform};
 use crate::workshop::Workshop;
 
 const NAME: &str = "stead-bench-upgrade";
+const APPS: [(&str, App); 3] = [
+    ("stead, in-place", App::new("upgrade-in-place", "in-place")),
+    ("stead, handover", App::new("upgrade-handover", "handover")),
+    ("stead, recreate", App::new("upgrade-recreate", "recreate")),
+];
 
 pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<Vec<Outcome>> {
     let mut contestants = Vec::new();
-    let phases = Rc::new(RefCell::new(Phases::default()));
-    if workshop.wants("stead") {
-        contestants.push(stead(&workshop.platform()?, Rc::clone(&phases))?);
+    let mut phases = Vec::new();
+    for (name, app) in APPS {
+        if workshop.wants(name) {
+            let of = PhasesOf::new(name);
+            contestants.push(stead(&workshop.platform()?, name, app, of.clone())?);
+            phases.push(of);
+        }
     }
     for program in workshop.wanted(["crun", "runc"]) {
         contestants.push(low_level(workshop, program)?);
@@ -44,35 +50,41 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
     }
     let rows = interleave(contestants, rounds);
     clean(workshop)?;
+    let mut notes = vec![
+        "stead: API call over the Unix socket, answers through the gateway.".to_owned(),
+        "crun and runc share the host's network; podman and docker publish a port.".to_owned(),
+    ];
+    notes.extend(phases.iter().map(PhasesOf::summary));
     Ok(vec![Outcome {
-        title: "Goal 4: in-place upgrade, call to first answer of the new version".to_owned(),
+        title: "Goal 4: upgrade, call to first answer of the new version".to_owned(),
         goal: "20x podman and docker, 8x runc",
         unit: "ms",
         better: Better::Less,
         rows,
-        notes: vec![
-            "stead: API call over the Unix socket, answers through the gateway.".to_owned(),
-            "crun and runc share the host's network; podman and docker publish a port.".to_owned(),
-            phases.borrow().summary(),
-        ],
+        notes,
     }])
 }
 
-fn stead(platform: &Platform, phases: Rc<RefCell<Phases>>) -> anyhow::Result<Contestant<'static>> {
+fn stead(
+    platform: &Platform,
+    name: &'static str,
+    app: App,
+    phases: PhasesOf,
+) -> anyhow::Result<Contestant<'static>> {
     let platform = platform.clone();
-    let host = Platform::host("upgrade");
-    platform.deploy("upgrade", "1", 1)?;
-    platform.settled("upgrade", 1)?;
+    let host = Platform::host(app.name);
+    platform.deploy(app, "1")?;
+    platform.settled(app.name, 1)?;
     wait_for(Platform::gateway(), &host, "1")?;
     let settled = platform.clone();
-    let mut contestant = alternating("stead", move |version| {
-        platform.deploy("upgrade", version, 1)?;
+    let mut contestant = alternating(name, move |version| {
+        platform.deploy(app, version)?;
         wait_for(Platform::gateway(), &host, version).map(drop)
     });
     // The release before may still be tidying up.
     contestant.before(move || {
-        settled.settled("upgrade", 1)?;
-        phases.borrow_mut().collect(&settled, "upgrade")
+        settled.settled(app.name, 1)?;
+        phases.collect(&settled, app.name)
     });
     Ok(contestant)
 }
@@ -109,8 +121,10 @@ fn alternating(
 }
 
 fn clean(workshop: &mut Workshop) -> anyhow::Result<()> {
-    if workshop.wants("stead") {
-        workshop.platform()?.delete("upgrade")?;
+    for (name, app) in APPS {
+        if workshop.wants(name) {
+            workshop.platform()?.delete(app.name)?;
+        }
     }
     for program in workshop.wanted(["crun", "runc"]) {
         let runtime = workshop.runtime(program)?;

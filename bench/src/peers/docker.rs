@@ -53,11 +53,22 @@ impl Docker {
 
     /// Runs the trivial App of a version, published at `address`.
     pub(crate) fn run(name: &str, version: &str, address: SocketAddr) -> anyhow::Result<()> {
+        Self::run_slow(name, version, address, 0)
+    }
+
+    /// The same, of an App that takes so many milliseconds until it listens.
+    pub(crate) fn run_slow(
+        name: &str,
+        version: &str,
+        address: SocketAddr,
+        start_delay: u64,
+    ) -> anyhow::Result<()> {
         quiet(
             client()
                 .args(["run", "--detach", "--name", name, "--stop-signal", STOP_SIGNAL])
                 .args(["--cgroup-parent", CGROUP])
                 .args(["--publish", &format!("{address}:8080")])
+                .args(["--env", &format!("START_DELAY_MS={start_delay}")])
                 .arg(format!("trivial:{version}")),
         )
     }

@@ -25,6 +25,17 @@ impl Podman {
 
     /// Runs the trivial App of a version, published at `address`.
     pub(crate) fn run(&self, name: &str, version: &str, address: SocketAddr) -> anyhow::Result<()> {
+        self.run_slow(name, version, address, 0)
+    }
+
+    /// The same, of an App that takes so many milliseconds until it listens.
+    pub(crate) fn run_slow(
+        &self,
+        name: &str,
+        version: &str,
+        address: SocketAddr,
+        start_delay: u64,
+    ) -> anyhow::Result<()> {
         quiet(
             self.command()
                 .args(["run", "--detach", "--name", name, "--stop-signal", STOP_SIGNAL])
@@ -32,6 +43,7 @@ impl Podman {
                 .args(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"])
                 .args(["--cgroup-parent", CGROUP])
                 .args(["--publish", &format!("{address}:8080")])
+                .args(["--env", &format!("START_DELAY_MS={start_delay}")])
                 .arg(format!("localhost/trivial:{version}")),
         )
     }
