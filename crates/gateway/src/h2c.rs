@@ -111,6 +111,7 @@ impl Connection {
         };
         match answer {
             Ok(response) => {
+                keeper.release();
                 if let Some(pipe) = pipe {
                     tokio::spawn(pipe);
                 }

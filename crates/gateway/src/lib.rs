@@ -8,9 +8,9 @@
 //! does what the route table says (`stead_core::routes`) and reports what it saw.
 //!
 //! A request's way: `listen` accepts and `wire` and `strict` vet the bytes; `forward`
-//! finds the App in the `table`, gets a claim from the App's `split`, `balance` and
-//! `gate`, or waits in its `park`; `upstream` sends it and `reply` brings the answer
-//! back; `exchange` and `ledger` keep the account, `link` reports it.
+//! finds the App in the `table`, gets a claim from the App's `split` (`rules`, `sticky`),
+//! `balance` and `gate`, or waits in its `park`; `upstream` or `h2c` sends it and `reply`
+//! brings the answer back; `exchange` and `ledger` keep the account, `link` reports it.
 
 mod access_log;
 mod app;

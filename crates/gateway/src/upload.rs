@@ -89,9 +89,10 @@ impl Upload {
         let kept = match std::mem::replace(&mut self.source, Source::Nothing) {
             Source::Nothing => None,
             Source::Client(incoming) => {
-                let kept = Kept { incoming, frames: Some(Vec::new()), bytes: 0, reader: 0 };
+                let frames = Vec::new();
+                let kept = Kept { incoming, frames, at: 0, bytes: 0, keeping: true, reader: 0 };
                 let kept = Arc::new(Mutex::new(kept));
-                self.source = Source::Kept(Reader { kept: kept.clone(), number: 0, at: 0 });
+                self.source = Source::Kept(Reader { kept: kept.clone(), number: 0 });
                 Some(kept)
             }
             Source::Kept(reader) => {
@@ -110,9 +111,12 @@ const KEPT: usize = 64 << 10;
 /// A body of which what was read is kept, as long as that is not too much.
 struct Kept {
     incoming: Incoming,
-    /// `None`: it was too much.
-    frames: Option<Vec<Frame<Bytes>>>,
+    frames: Vec<Frame<Bytes>>,
+    /// How many of them the reader has read.
+    at: usize,
     bytes: usize,
+    /// All that was read is in `frames`, and will be.
+    keeping: bool,
     /// Who reads now.
     reader: u32,
 }
@@ -121,8 +125,6 @@ struct Kept {
 struct Reader {
     kept: Arc<Mutex<Kept>>,
     number: u32,
-    /// Frames that it has read of those that were kept.
-    at: usize,
 }
 
 /// Gives a body again that was not taken.
@@ -141,18 +143,66 @@ impl Keeper {
             Some(kept) => {
                 let number = {
                     let mut kept = lock(&kept);
-                    kept.frames.as_ref()?;
+                    if !kept.keeping {
+                        return None;
+                    }
+                    kept.at = 0;
                     kept.reader += 1;
                     kept.reader
                 };
-                Source::Kept(Reader { kept, number, at: 0 })
+                Source::Kept(Reader { kept, number })
             }
         };
         Some(Upload { source, watch: self.watch, limit: self.limit })
     }
+
+    /// Nobody will ask for it again.
+    pub(crate) fn release(self) {
+        if let Some(kept) = self.kept {
+            lock(&kept).keep_no_more();
+        }
+    }
 }
 
 type Polled = Poll<Option<Result<Frame<Bytes>, UploadError>>>;
+
+impl Kept {
+    fn poll_frame(&mut self, cx: &mut Context<'_>, watch: &UploadWatch, limit: u64) -> Polled {
+        if let Some(frame) = self.frames.get(self.at) {
+            let frame = copy(frame);
+            self.at += 1;
+            if !self.keeping {
+                self.keep_no_more();
+            }
+            return Poll::Ready(frame.map(Ok));
+        }
+        let polled = watch.poll(&mut self.incoming, cx, limit);
+        if self.keeping
+            && let Poll::Ready(Some(Ok(frame))) = &polled
+        {
+            self.bytes += frame.data_ref().map_or(0, Buf::remaining);
+            match copy(frame).filter(|_| self.bytes <= KEPT) {
+                Some(copied) => {
+                    self.frames.push(copied);
+                    self.at += 1;
+                }
+                None => self.keep_no_more(),
+            }
+        }
+        polled
+    }
+
+    /// Drops what was read.
+    fn keep_no_more(&mut self) {
+        self.keeping = false;
+        self.frames.drain(..std::mem::take(&mut self.at));
+    }
+
+    fn unread(&self) -> u64 {
+        let unread = self.frames.iter().skip(self.at).filter_map(|frame| frame.data_ref());
+        unread.map(|data| data.len() as u64).sum()
+    }
+}
 
 impl Reader {
     fn poll_frame(&mut self, cx: &mut Context<'_>, watch: &UploadWatch, limit: u64) -> Polled {
@@ -160,36 +210,17 @@ impl Reader {
         if kept.reader != self.number {
             return Poll::Ready(Some(Err(UploadError::TakenBack)));
         }
-        if let Some(frame) = kept.frames.as_ref().and_then(|frames| frames.get(self.at)) {
-            let frame = copy(frame);
-            self.at += 1;
-            return Poll::Ready(frame.map(Ok));
-        }
-        let polled = watch.poll(&mut kept.incoming, cx, limit);
-        if let Poll::Ready(Some(Ok(frame))) = &polled {
-            kept.bytes += frame.data_ref().map_or(0, Buf::remaining);
-            let copied = copy(frame).filter(|_| kept.bytes <= KEPT);
-            match (copied, &mut kept.frames) {
-                (Some(copied), Some(frames)) => frames.push(copied),
-                (_, frames) => *frames = None,
-            }
-            self.at += 1;
-        }
-        polled
+        kept.poll_frame(cx, watch, limit)
     }
 
     fn is_end_stream(&self) -> bool {
         let kept = lock(&self.kept);
-        let behind = kept.frames.as_ref().is_some_and(|frames| self.at < frames.len());
-        !behind && kept.incoming.is_end_stream()
+        kept.at == kept.frames.len() && kept.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         let kept = lock(&self.kept);
-        let unread = kept.frames.iter().flat_map(|frames| &frames[self.at.min(frames.len())..]);
-        let unread =
-            unread.filter_map(|frame| frame.data_ref()).map(|data| data.len() as u64).sum();
-        let rest = kept.incoming.size_hint();
+        let (rest, unread) = (kept.incoming.size_hint(), kept.unread());
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower().saturating_add(unread));
         if let Some(upper) = rest.upper() {

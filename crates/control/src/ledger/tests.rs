@@ -51,6 +51,18 @@ fn open() -> (tempfile::TempDir, Store) {
 }
 
 #[tokio::test]
+async fn a_partial_report_says_nothing_of_the_others() {
+    let (_dir, store) = open();
+    let ledgers = Ledgers::load(&store).unwrap();
+    ledgers.show(&app(), ReleaseNo(1));
+    let me = std::process::id();
+    ledgers.report(me, report(7, 10, 2, 0));
+    ledgers.report(me, Report { partial: true, apps: Vec::new(), ..report(7, 0, 0, 0) });
+    ledgers.report(me, Report { partial: true, ..report(7, 11, 1, 0) });
+    assert_eq!(only(&ledgers).completed, 11, "it did not begin anew");
+}
+
+#[tokio::test]
 async fn differences_add_up_over_gateways_and_restarts_of_serve() {
     let (_dir, store) = open();
     let ledgers = Ledgers::load(&store).unwrap();

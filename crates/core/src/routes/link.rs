@@ -147,8 +147,8 @@ pub struct ReleaseReport {
     /// Of these, how many had waited for a Backend.
     #[serde(default)]
     pub parked: u64,
-    /// Requests whose Backend had closed the connection before a byte was sent, and which
-    /// went elsewhere: another Backend counts them again.
+    /// Requests whose Backend had closed the connection before a byte was sent, or had refused
+    /// them unread, and which went elsewhere: another Backend counts them again.
     pub moved: u64,
     /// Requests that have not ended, tunnels included.
     pub in_flight: u64,
