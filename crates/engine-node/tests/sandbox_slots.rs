@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sandbox_harness::{Outside, PATIENCE, Platform, ask, shell};
@@ -296,6 +297,42 @@ async fn a_slot_that_was_not_finished_is_made_again() {
         !all.left().iter().any(|line| line.starts_with(&format!("{}-", all.config().name)))
     })
     .await;
+    all.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_connection_is_lost_to_a_flip() {
+    let all = Platform::open("slot8", 0).await;
+    let sandbox = all.sandbox("a").await;
+    both(&all, &sandbox, ["a", "b"]).await;
+    let ip = sandbox.ip();
+    let done = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..2)
+        .map(|_| {
+            let done = done.clone();
+            std::thread::spawn(move || {
+                let mut answers = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    let stream = connect(ip, None).expect("no connection is refused");
+                    let to = Box::new(stream.try_clone().unwrap());
+                    let from = BufReader::new(stream);
+                    answers.push(Caller { from, to, _program: None }.ask());
+                }
+                answers
+            })
+        })
+        .collect();
+    for round in 0..100 {
+        sandbox.flip(if round % 2 == 0 { Slot::B } else { Slot::A }).await.unwrap();
+        // Between two flips somebody is answered.
+        assert!(["a", "b"].contains(&from_host(ip, None).ask().as_str()));
+    }
+    done.store(true, Ordering::Relaxed);
+    let answers: Vec<_> = callers.into_iter().flat_map(|caller| caller.join().unwrap()).collect();
+    for slot in ["a", "b"] {
+        assert!(answers.iter().any(|answer| answer == slot), "{answers:?}");
+    }
+    assert!(answers.iter().all(|answer| answer == "a" || answer == "b"), "{answers:?}");
     all.close().await;
 }
 

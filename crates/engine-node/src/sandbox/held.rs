@@ -174,12 +174,8 @@ impl Sandbox {
         &self.held
     }
 
-    pub(crate) fn means(&self) -> &Means {
+    pub(crate) fn means(&self) -> &Arc<Means> {
         &self.means
-    }
-
-    pub(crate) fn shared_means(&self) -> Arc<Means> {
-        self.means.clone()
     }
 
     pub(crate) fn slots(&self) -> &Arc<Slots> {
@@ -211,8 +207,9 @@ impl Sandbox {
             Ok(_) => return Err(self.wrong_state(&id, "was started before")),
             Err(_) => {}
         }
+        let making = Instant::now();
         self.make_slot(spec.slot).await?;
-        let slot = begun.elapsed();
+        let slot = making.elapsed();
         let places = Places::new(self, &spec)?;
         let request = places.request(self, &spec)?;
         let (means, in_slot) = (self.means.clone(), spec.slot);

@@ -93,7 +93,7 @@ impl Sandbox {
                 state: "has nothing prepared in it",
             });
         }
-        let (means, connection) = (self.shared_means(), self.held().connection);
+        let (means, connection) = (self.means().clone(), self.held().connection);
         self.change_slots("changing the current slot", move |slots| {
             if slots.second().current != to {
                 means.network.flip(connection, to)?;
@@ -174,7 +174,7 @@ impl Sandbox {
             }
             Reply { result: Ok(answer), .. } => return Err(super::held::unexpected(Ok(answer))),
         };
-        let (means, connection) = (self.shared_means(), self.held().connection);
+        let (means, connection) = (self.means().clone(), self.held().connection);
         let namespace = self.namespace().to_owned();
         self.change_slots("connecting slot b", move |slots| {
             if slots.link.get().is_none() {

@@ -8,7 +8,7 @@
 //!   the outside. A source address that is not the link's own is dropped.
 //! - *input*: a Sandbox reaches the host at its gateway address on the ports allowed, nothing
 //!   else of it.
-//! - *pre* and *out* (mangle): which slot a packet belongs to. A connection is marked when it is
+//! - *pre* and *out*: which slot a packet belongs to. A connection is marked when it is
 //!   opened, and only if a second slot has to do with it: [`TO_B`] if it goes to an address
 //!   whose current slot is B, [`FROM_B`] if it comes from a slot B. From then on each of its
 //!   packets gets the mark [`SLOT_B`] on its way to slot B, and routing does the rest. A
@@ -63,8 +63,8 @@ const HOOK_INPUT: u32 = 1;
 const HOOK_FORWARD: u32 = 2;
 const HOOK_OUTPUT: u32 = 3;
 const HOOK_POSTROUTING: u32 = 4;
-/// After connections are known and before routing.
-const MANGLE: i32 = -150;
+/// After connections are known and translated, before routing.
+const TRANSLATED: i32 = -90;
 
 /// `NFT_MSG_GETSETELEM`.
 const GET_ELEMENTS: u16 = 13;
@@ -295,9 +295,9 @@ fn link_local(family: Family) -> &'static [&'static [u8]] {
 }
 
 fn steer(batch: &mut Batch<'_>, rules: &Rules<'_>) {
-    batch.chain("pre", Some(("filter", HOOK_PREROUTING, MANGLE)));
+    batch.chain("pre", Some(("filter", HOOK_PREROUTING, TRANSLATED)));
     // This kind of chain decides the route anew when the mark has changed.
-    batch.chain("out", Some(("route", HOOK_OUTPUT, MANGLE)));
+    batch.chain("out", Some(("route", HOOK_OUTPUT, TRANSLATED)));
     for chain in ["opened", "opened_here", "mark_slot"] {
         batch.chain(chain, None);
     }
@@ -321,9 +321,19 @@ fn steer(batch: &mut Batch<'_>, rules: &Rules<'_>) {
         for chain in ["opened", "opened_here"] {
             batch.rule(chain, [&is(family), &to_b, &mark_connection(TO_B)]);
         }
-    }
-    for (bit, direction) in [(TO_B, Direction::There), (FROM_B, Direction::Back)] {
-        batch.rule("mark_slot", [&goes(direction), &connection_marked(bit, true), &mark(SLOT_B)]);
+        // Another platform on this host uses the same bits for its own Sandboxes.
+        for (bit, direction) in [(TO_B, Direction::There), (FROM_B, Direction::Back)] {
+            batch.rule(
+                "mark_slot",
+                [
+                    &is(family),
+                    &ours,
+                    &goes(direction),
+                    &connection_marked(bit, true),
+                    &mark(SLOT_B),
+                ],
+            );
+        }
     }
 }
 
