@@ -365,14 +365,20 @@ async fn a_serve_to_be_killed_amid_handovers() {
     let name = std::env::var("STEAD_TEST_NAME").unwrap();
     let subnet = std::env::var("STEAD_TEST_SUBNET").unwrap().parse().unwrap();
     let all = Platform::attach(folder.into(), &name, subnet).await;
-    println!("\nREADY");
+    let step = || println!("\nSTEP");
     for round in 0.. {
-        let id = format!("r{}-{round}", std::process::id());
+        let [id, a, b] = ["", "a", "b"].map(|end| format!("r{}-{round}{end}", std::process::id()));
+        step();
         let sandbox = all.sandbox(&id).await;
-        both(&all, &sandbox, [&format!("{id}a"), &format!("{id}b")]).await;
+        step();
+        all.start(&sandbox, answering(&all, &a, Slot::A)).await;
+        step();
+        all.start(&sandbox, answering(&all, &b, Slot::B)).await;
+        step();
         for slot in [Slot::B, Slot::A, Slot::B] {
             sandbox.flip(slot).await.unwrap();
         }
+        step();
         if round % 2 == 0 {
             all.host().remove(&id).await.unwrap();
         }
@@ -384,7 +390,8 @@ async fn a_serve_killed_amid_handovers_leaves_nothing_half_done() {
     let mut all = Platform::open("slot7", 0).await;
     all.crash();
     let mut met = 0;
-    for round in 0..6 {
+    // Which step it is killed in.
+    for step in [1, 2, 3, 3, 4, 4, 5, 8, 11] {
         let mut serve = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "a_serve_to_be_killed_amid_handovers", "--nocapture"])
             .env("STEAD_TEST_FOLDER", all.folder())
@@ -394,9 +401,8 @@ async fn a_serve_killed_amid_handovers_leaves_nothing_half_done() {
             .spawn()
             .unwrap();
         let lines = BufReader::new(serve.stdout.take().unwrap()).lines();
-        assert!(lines.map_while(Result::ok).any(|line| line == "READY"), "it has ended");
-        // Not to wait for anything: to be somewhere else each time.
-        std::thread::sleep(Duration::from_millis(35 + 23 * round));
+        let steps = lines.map_while(Result::ok).filter(|line| line == "STEP");
+        assert_eq!(steps.take(step).count(), step, "it has ended");
         serve.kill().unwrap();
         serve.wait().unwrap();
 
