@@ -103,7 +103,7 @@ impl Fleet {
     }
 
     /// Whether a Container can be brought to `revision` without a restart.
-    pub(super) fn fits(
+    pub fn fits(
         &self,
         container: &ContainerSeen,
         revision: Revision,

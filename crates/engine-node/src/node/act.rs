@@ -1,86 +1,95 @@
 //! Carrying out one step. Each act reports what came of it to the model; what follows is
 //! for the next plan to say.
+//!
+//! Here is what makes and removes; who gets requests is in [`super::serving`], what changes a
+//! Container that goes on in [`super::change`], how one ends in [`super::ends`].
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use stead_core::engine::Backend;
-use stead_core::error::{Code, UserError};
+use futures_util::future::join_all;
+use stead_core::error::UserError;
 use stead_core::event::{Fact, PhaseName};
 use stead_core::fleet::{
-    ContainerState, Exit, ReleaseSpec, Revision, SandboxSeen, Step, StopCause, TrafficState,
+    ContainerSeen, ImageSeen, Part, ReleaseSpec, Revision, SandboxSeen, Slot, Step, backoff,
 };
-use stead_core::ids::{ContainerId, Digest, Ordinal};
-use stead_core::manifest::PreStop;
-use stead_core::time::{Micros, Time};
+use stead_core::ids::{ContainerId, Digest, Ordinal, ReleaseNo, SandboxId};
+use stead_core::time::Time;
 
-use super::Shared;
 use super::labels::{ContainerLabels, SandboxLabels};
+use super::model::{Ill, Kept};
 use super::pulls::PullWatch;
+use super::serving::{self, mark_open};
 use super::spec::{self, Order};
 use super::worker::Worker;
+use super::{Shared, change, ends, hooks};
 use crate::clock::now;
 use crate::image::{Image, ImageError};
 use crate::logs;
-use crate::sandbox::{ExecSpec, Sandbox, SandboxError};
-
-/// Between two attempts to stop what does not end.
-const STOP_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+use crate::sandbox::{Sandbox, SandboxError};
 
 /// Carries out one step and reports its outcome.
 pub(super) async fn carry_out(worker: &Arc<Worker>, step: &Step) {
     match step {
-        Step::Pull { release } => {
-            let Some(spec) = release_spec(worker, *release) else { return };
-            pull_for(worker, &spec).await;
-        }
+        Step::Pull { release } => pull_all(worker, *release).await,
         Step::CreateSandbox { ordinal, revision } => {
             if let Err(error) = create_sandbox(worker, *ordinal, *revision).await {
-                troubled(worker, *ordinal, None, *revision, error, None);
+                troubled(worker, *ordinal, &Part::Main, None, Ill::new(*revision, error));
             }
         }
-        Step::Prepare { ordinal, revision, .. } => {
-            if let Err(error) = prepare(worker, *ordinal, *revision).await {
-                troubled(worker, *ordinal, None, *revision, error, None);
+        Step::Prepare { ordinal, part, revision, slot } => {
+            if let Err(error) = prepare(worker, *ordinal, part, *revision, *slot).await {
+                troubled(worker, *ordinal, part, None, Ill::new(*revision, error));
             }
         }
         Step::Start { ordinal, container } => start(worker, *ordinal, container).await,
-        Step::Attach { ordinal, container } => attach(worker, *ordinal, container).await,
+        Step::Update { ordinal, container, revision } => {
+            change::update(worker, *ordinal, container, *revision).await;
+        }
+        Step::Freeze { ordinal, container } => change::freeze(worker, *ordinal, container).await,
+        Step::Thaw { ordinal, container, revision } => {
+            change::thaw(worker, *ordinal, container, *revision).await;
+        }
+        Step::Hook { ordinal, container, hook, revision } => {
+            hooks::hook(worker, *ordinal, container, *hook, *revision).await;
+        }
+        Step::Attach { ordinal, container } => serving::attach(worker, *ordinal, container).await,
         Step::Detach { ordinal, container, drain } => {
-            detach(worker, *ordinal, container, *drain).await;
+            serving::detach(worker, *ordinal, container, *drain).await;
         }
         Step::Stop { ordinal, container, grace, because } => {
-            stop(worker, *ordinal, container, *grace, *because).await;
+            ends::stop(worker, *ordinal, container, *grace, *because).await;
         }
         Step::Discard { ordinal, container } => discard(worker, *ordinal, container).await,
         Step::RemoveSandbox { ordinal } => remove_sandbox(worker, *ordinal).await,
-        Step::Update { ordinal, revision, .. }
-        | Step::Thaw { ordinal, revision, .. }
-        | Step::Hook { ordinal, revision, .. } => {
-            let error = UserError::new(Code::NotBuilt, format!("{step} is not built"), "wait");
-            troubled(worker, *ordinal, None, *revision, error, None);
-        }
-        Step::Freeze { .. } => {}
     }
 }
 
-fn release_spec(worker: &Worker, release: stead_core::ids::ReleaseNo) -> Option<ReleaseSpec> {
+pub(super) fn release_spec(worker: &Worker, release: ReleaseNo) -> Option<ReleaseSpec> {
     worker.model().fleet.as_ref()?.releases.get(&release).cloned()
 }
 
-/// Notes trouble with an Instance, for the planner's back-off and for people.
-fn troubled(
+/// Notes trouble with a part of an Instance, for the planner's back-off and for people.
+pub(super) fn troubled(
     worker: &Worker,
     ordinal: Ordinal,
+    part: &Part,
     container: Option<&ContainerId>,
-    revision: Revision,
-    error: UserError,
-    ran: Option<Micros>,
+    ill: Ill,
 ) {
-    tracing::warn!(app = %worker.app, %ordinal, %revision, %error, "trouble");
-    let fact = Fact::Trouble { error: error.clone() };
-    worker.report(|model| model.trouble(ordinal, revision, error, ran, now()));
+    let Ill { revision, error, .. } = &ill;
+    tracing::warn!(app = %worker.app, %ordinal, %part, %revision, %error, "trouble");
+    let (revision, fact) = (*revision, Fact::Trouble { error: error.clone() });
+    worker.report(|model| model.trouble(ordinal, part, ill, now()));
     worker.emit(Some(ordinal), container, Some(revision), fact);
+}
+
+/// A part of an Instance, in a sentence for people.
+pub(super) fn called(worker: &Worker, ordinal: Ordinal, part: &Part) -> String {
+    let instance = format!("instance {ordinal} of app {}", worker.app.app);
+    match part {
+        Part::Main => instance,
+        Part::Sidecar(name) => format!("sidecar {name} of {instance}"),
+    }
 }
 
 /// Fetches an image, or finds it on disk.
@@ -94,17 +103,29 @@ pub(super) async fn pull(
     shared.images.pull(&parsed, digest, &progress).await.map_err(UserError::from)
 }
 
-async fn pull_for(worker: &Worker, spec: &ReleaseSpec) {
+/// Fetches the images of a Release that are not here, but for those whose last attempt failed a
+/// moment ago.
+async fn pull_all(worker: &Worker, release: ReleaseNo) {
+    let Some(spec) = release_spec(worker, release) else { return };
+    let due = |image: &Digest| match worker.model().seen.images.get(image) {
+        None => true,
+        Some(ImageSeen::Present) => false,
+        Some(ImageSeen::Failed { at, count, .. }) => *at + backoff(count + 1) <= now(),
+    };
+    let missing = spec.images().filter(|(image, _)| due(image));
+    join_all(missing.map(|(image, reference)| pull_one(worker, image, reference))).await;
+}
+
+async fn pull_one(worker: &Worker, image: &Digest, reference: &str) {
     let begun = now();
-    let digest = spec.image.clone();
-    match pull(&worker.shared, &spec.reference, &digest).await {
+    match pull(&worker.shared, reference, image).await {
         Ok(_) => {
-            worker.report(|model| model.image_present(digest));
+            worker.report(|model| model.image_present(image.clone()));
             worker.timed(None, None, None, PhaseName::Pull, begun);
         }
         Err(error) => {
             let fact = Fact::Trouble { error: error.clone() };
-            worker.report(|model| model.image_failed(digest, error, now()));
+            worker.report(|model| model.image_failed(image.clone(), error, now()));
             worker.emit(None, None, None, fact);
         }
     }
@@ -138,7 +159,7 @@ pub(super) fn sandbox_seen(
     created: Time,
 ) -> SandboxSeen {
     SandboxSeen {
-        id: stead_core::ids::SandboxId(sandbox.id().to_owned()),
+        id: SandboxId(sandbox.id().to_owned()),
         ip: sandbox.ip(),
         shape: labels.shape.clone(),
         made_for: labels.revision,
@@ -146,209 +167,88 @@ pub(super) fn sandbox_seen(
     }
 }
 
-async fn prepare(worker: &Worker, ordinal: Ordinal, revision: Revision) -> Result<(), UserError> {
+async fn prepare(
+    worker: &Worker,
+    ordinal: Ordinal,
+    part: &Part,
+    revision: Revision,
+    slot: Slot,
+) -> Result<(), UserError> {
     let Some(release) = release_spec(worker, revision.release) else { return Ok(()) };
     let Some(sandbox) = worker.model().sandboxes.get(&ordinal).cloned() else { return Ok(()) };
-    let Some(image) = worker.shared.images.get(&release.image) else {
+    let Some((digest, _)) = release.image_of(part) else { return Ok(()) };
+    let Some(image) = worker.shared.images.get(digest) else {
         // It was removed since it was seen: the next plan fetches it again.
-        worker.report(|model| model.seen.images.remove(&release.image));
+        worker.report(|model| model.seen.images.remove(digest));
         return Ok(());
     };
     let _permit = worker.shared.setups.acquire().await.expect("the semaphore is never closed");
     let begun = now();
-    let order = Order { app: &worker.app, ordinal, release: &release, image: &image };
-    let volumes = spec::volumes(&worker.shared, order)?;
-    if !volumes.is_empty() {
+    let order = Order { app: &worker.app, ordinal, release: &release, part, image: &image };
+    let mut volumes = Vec::new();
+    if !spec::mounted(&release, part).is_empty() {
+        let main = match part {
+            Part::Main => image.clone(),
+            // It may still be on its way.
+            Part::Sidecar(_) => pull(&worker.shared, &release.reference, &release.image).await?,
+        };
+        volumes = spec::volumes(&worker.shared, order, &main)?;
         worker.timed(Some(ordinal), None, Some(revision), PhaseName::Volumes, begun);
     }
     let begun = now();
-    let port = release.settings.http_port(&spec::exposed_tcp_ports(&image.config));
-    let id = spec::container_id(&sandbox, revision, begun);
-    let labels = ContainerLabels { revision, port, image: release.image.clone() };
-    let container_spec = spec::container(&worker.shared, order, &id, &labels, volumes)?;
+    let port = match part {
+        Part::Main => release.settings.http_port(&spec::exposed_tcp_ports(&image.config)),
+        Part::Sidecar(_) => None,
+    };
+    let id = spec::container_id(&sandbox, part, revision, begun);
+    let kept = Kept { port, image: digest.clone(), post_started: false, been_ready: false };
+    let container = ContainerSeen::prepared(id.clone(), part.clone(), slot, revision);
+    let labels = ContainerLabels::of(&container, &kept);
+    let container_spec = spec::container(&worker.shared, order, &id, &labels, slot, volumes)?;
     sandbox.prepare(container_spec).await.map_err(|error| error.user())?;
     worker.timed(Some(ordinal), Some(&id), Some(revision), PhaseName::Prepare, begun);
-    worker.report(|model| {
-        if let Some(port) = port {
-            model.ports.insert(id.clone(), port);
-        }
-        model.images.insert(id.clone(), release.image.clone());
-        model.prepared(ordinal, id, revision);
-    });
+    worker.report(|model| model.prepared(ordinal, container, kept));
     Ok(())
 }
 
-/// The Sandbox and the Revision of a Container that is still known.
-fn held(worker: &Worker, ordinal: Ordinal, id: &ContainerId) -> Option<(Arc<Sandbox>, Revision)> {
+/// A Container that is still known, and its Sandbox.
+pub(super) fn held(
+    worker: &Worker,
+    ordinal: Ordinal,
+    id: &ContainerId,
+) -> Option<(Arc<Sandbox>, ContainerSeen)> {
     let model = worker.model();
     let (_, container) = model.container(id)?;
-    Some((model.sandboxes.get(&ordinal)?.clone(), container.revision))
+    Some((model.sandboxes.get(&ordinal)?.clone(), container.clone()))
+}
+
+/// Writes on a Container what it is now, for a later `serve`.
+pub(super) async fn relabel(worker: &Worker, ordinal: Ordinal, id: &ContainerId) {
+    let Some((sandbox, container)) = held(worker, ordinal, id) else { return };
+    let Some(kept) = worker.model().kept.get(id).cloned() else { return };
+    let labels = ContainerLabels::of(&container, &kept).write();
+    if let Err(error) = sandbox.label(id.as_str(), labels).await {
+        // A later `serve` does again what was done since.
+        tracing::warn!(app = %worker.app, container = %id, %error, "a restart will not know this");
+    }
 }
 
 async fn start(worker: &Arc<Worker>, ordinal: Ordinal, id: &ContainerId) {
-    let Some((sandbox, revision)) = held(worker, ordinal, id) else { return };
+    let Some((sandbox, ContainerSeen { revision, part, .. })) = held(worker, ordinal, id) else {
+        return;
+    };
     let begun = now();
     match sandbox.start(id.as_str()).await {
         Ok(()) => {
             worker.report(|model| model.running(id, now()));
             worker.timed(Some(ordinal), Some(id), Some(revision), PhaseName::Start, begun);
-            worker.watch(id);
+            hooks::begin_life(worker, ordinal, id).await;
         }
         Err(error) => {
-            troubled(worker, ordinal, Some(id), revision, error.user(), None);
+            troubled(worker, ordinal, &part, Some(id), Ill::new(revision, error.user()));
             // What could not be started is of no more use.
             discard(worker, ordinal, id).await;
         }
-    }
-}
-
-pub(super) async fn attach(worker: &Worker, ordinal: Ordinal, id: &ContainerId) {
-    let Some((sandbox, revision)) = held(worker, ordinal, id) else { return };
-    let port = worker.model().ports.get(id).copied();
-    mark_open(&worker.shared, id, true);
-    if let Some(port) = port {
-        let begun = now();
-        let backend = Backend {
-            container: id.clone(),
-            instance: ordinal,
-            revision,
-            addr: SocketAddr::new(sandbox.ip(), port),
-            mark: None,
-        };
-        worker.shared.traffic.attach(&worker.app, backend).await;
-        worker.timed(Some(ordinal), Some(id), Some(revision), PhaseName::Attach, begun);
-    }
-    let running = worker.report(|model| {
-        let running = model
-            .container(id)
-            .is_some_and(|(_, c)| matches!(c.state, ContainerState::Running { .. }));
-        if running {
-            model.traffic(id, TrafficState::Attached);
-        }
-        running
-    });
-    if !running && port.is_some() {
-        // It ended while it was being attached.
-        worker.shared.traffic.detach(&worker.app, id, std::time::Duration::ZERO).await;
-    }
-}
-
-pub(super) async fn detach(worker: &Worker, ordinal: Ordinal, id: &ContainerId, drain: Micros) {
-    let revision = held(worker, ordinal, id).map(|(_, revision)| revision);
-    let begun = now();
-    let has_port = worker.model().ports.contains_key(id);
-    if has_port {
-        let drained = worker.shared.traffic.detach(&worker.app, id, drain.duration()).await;
-        if !drained.clean {
-            tracing::warn!(app = %worker.app, container = %id, "requests outlived the grace period");
-        }
-        worker.timed(Some(ordinal), Some(id), revision, PhaseName::Drain, begun);
-    }
-    mark_open(&worker.shared, id, false);
-    worker.report(|model| model.traffic(id, TrafficState::Detached));
-}
-
-async fn stop(
-    worker: &Worker,
-    ordinal: Ordinal,
-    id: &ContainerId,
-    grace: Micros,
-    because: Option<StopCause>,
-) {
-    let Some((sandbox, revision)) = held(worker, ordinal, id) else { return };
-    let settings = release_spec(worker, revision.release).map(|spec| spec.settings);
-    let begun = now();
-    if let Some(pre_stop) = settings.as_ref().and_then(|s| s.lifecycle.pre_stop.as_ref()) {
-        run_pre_stop(worker, &sandbox, id, pre_stop, grace).await;
-    }
-    let signal = stop_signal(worker, revision);
-    let mut grace = grace.duration();
-    let (exit, ran) = loop {
-        match sandbox.stop(id.as_str(), signal, grace).await {
-            Ok(exit) => {
-                let ran = Micros(exit.finished.saturating_sub(exit.started) / 1_000);
-                break (spec::exit(&exit, true), ran);
-            }
-            // The Container is gone with its holder.
-            Err(SandboxError::HolderLost { .. } | SandboxError::NotFound { .. }) => {
-                let exit = Exit { at: now(), code: 137, oom_killed: false, intended: true };
-                break (exit, Micros(0));
-            }
-            // It may still run, and nothing may run beside it.
-            Err(error) => {
-                tracing::error!(app = %worker.app, container = %id, %error, "cannot be stopped");
-                grace = std::time::Duration::ZERO;
-                tokio::time::sleep(STOP_AGAIN).await;
-            }
-        }
-    };
-    worker.report(|model| model.exited(id, exit));
-    worker.timed(Some(ordinal), Some(id), Some(revision), PhaseName::Stop, begun);
-    worker.emit(Some(ordinal), Some(id), Some(revision), Fact::Exited { exit });
-    if let Some(cause) = because {
-        let well = match cause {
-            StopCause::NotAlive => ran,
-            StopCause::NeverReady => Micros(0),
-        };
-        let error = stop_cause(worker, ordinal, cause);
-        troubled(worker, ordinal, Some(id), revision, error, Some(well));
-    }
-}
-
-fn stop_signal(worker: &Worker, revision: Revision) -> i32 {
-    let Some(release) = release_spec(worker, revision.release) else { return libc::SIGTERM };
-    let given = release.settings.stop_signal.map(|signal| signal.number());
-    let of_image = || spec::image_stop_signal(&worker.shared.images.get(&release.image)?.config);
-    given.or_else(of_image).unwrap_or(libc::SIGTERM)
-}
-
-async fn run_pre_stop(
-    worker: &Worker,
-    sandbox: &Sandbox,
-    id: &ContainerId,
-    pre_stop: &PreStop,
-    grace: Micros,
-) {
-    let ran = match pre_stop {
-        // A person asked for this wait. There is nothing to wait for once it has ended.
-        PreStop::Sleep(span) => {
-            let _ended = tokio::time::timeout(span.duration(), sandbox.wait(id.as_str())).await;
-            return;
-        }
-        PreStop::Exec(argv) => {
-            let spec = ExecSpec { argv: argv.clone(), ..ExecSpec::default() };
-            let run = async {
-                let mut handle = sandbox.exec(id.as_str(), spec).await?;
-                handle.wait().await
-            };
-            tokio::time::timeout(grace.duration(), run).await
-        }
-    };
-    let outcome = match ran {
-        Ok(Ok(0)) => return,
-        Ok(Ok(code)) => format!("ended with {code}"),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "did not end within the grace period".to_owned(),
-    };
-    tracing::warn!(app = %worker.app, container = %id, %outcome, "pre_stop failed");
-}
-
-fn stop_cause(worker: &Worker, ordinal: Ordinal, cause: StopCause) -> UserError {
-    let app = &worker.app.app;
-    match cause {
-        StopCause::NeverReady => UserError::new(
-            Code::NeverReady,
-            format!("instance {ordinal} of app {app} did not become ready in time"),
-            format!(
-                "see why with `stead logs {app}`; check http.port and the health paths, or raise \
-                 health.startup.timeout"
-            ),
-        ),
-        StopCause::NotAlive => UserError::new(
-            Code::EngineFailed,
-            format!("instance {ordinal} of app {app} failed its liveness probe"),
-            format!("see why with `stead logs {app}`"),
-        ),
     }
 }
 
@@ -375,7 +275,7 @@ fn trim_logs(worker: &Worker, ordinal: Ordinal) {
     });
 }
 
-async fn remove_sandbox(worker: &Worker, ordinal: Ordinal) {
+pub(super) async fn remove_sandbox(worker: &Worker, ordinal: Ordinal) {
     let sandbox = worker.model().sandboxes.get(&ordinal).cloned();
     for id in containers(worker, ordinal) {
         mark_open(&worker.shared, &id, false);
@@ -386,8 +286,8 @@ async fn remove_sandbox(worker: &Worker, ordinal: Ordinal) {
         tracing::warn!(app = %worker.app, %ordinal, %error, "sandbox is not removed yet");
         // The reaper finishes it; what the planner waits for is that nothing runs in it.
         if !matches!(error, SandboxError::NotFound { .. }) {
-            let revision = Revision { release: stead_core::ids::ReleaseNo(0), run: 0, since: 0 };
-            troubled(worker, ordinal, None, revision, error.user(), None);
+            let revision = Revision { release: ReleaseNo(0), run: 0, since: 0 };
+            troubled(worker, ordinal, &Part::Main, None, Ill::new(revision, error.user()));
             return;
         }
     }
@@ -396,125 +296,8 @@ async fn remove_sandbox(worker: &Worker, ordinal: Ordinal) {
 }
 
 /// The Containers of an Instance.
-fn containers(worker: &Worker, ordinal: Ordinal) -> Vec<ContainerId> {
+pub(super) fn containers(worker: &Worker, ordinal: Ordinal) -> Vec<ContainerId> {
     let model = worker.model();
     let instance = model.seen.instances.get(&ordinal);
     instance.iter().flat_map(|i| &i.containers).map(|c| c.id.clone()).collect()
-}
-
-/// Takes in the end of a Container that nobody asked for.
-pub(super) async fn crashed(worker: &Worker, id: &ContainerId, exit: Exit) {
-    let Some((ordinal, revision, since, attached)) =
-        worker.model().container(id).and_then(|(ordinal, c)| {
-            let since = match c.state {
-                ContainerState::Prepared => None,
-                ContainerState::Running { since, .. } => Some(since),
-                // Being stopped: the stop reports it.
-                ContainerState::Stopping { .. }
-                | ContainerState::Frozen { .. }
-                | ContainerState::Exited(_) => return None,
-            };
-            Some((ordinal, c.revision, since, c.traffic != TrafficState::Detached))
-        })
-    else {
-        return;
-    };
-    mark_open(&worker.shared, id, false);
-    let fresh = worker.report(|model| {
-        model.traffic(id, TrafficState::Detached);
-        model.exited(id, exit)
-    });
-    if !fresh {
-        return;
-    }
-    worker.emit(Some(ordinal), Some(id), Some(revision), Fact::Exited { exit });
-    if exit.code != 0 || restarts_always(worker, revision) {
-        let error = crash_error(worker, ordinal, exit);
-        let ran = since.map(|since| exit.at.since(since));
-        troubled(worker, ordinal, Some(id), revision, error, ran);
-    }
-    if attached {
-        worker.shared.traffic.detach(&worker.app, id, std::time::Duration::ZERO).await;
-    }
-}
-
-fn restarts_always(worker: &Worker, revision: Revision) -> bool {
-    release_spec(worker, revision.release)
-        .is_some_and(|spec| spec.settings.restart == stead_core::manifest::RestartPolicy::Always)
-}
-
-fn crash_error(worker: &Worker, ordinal: Ordinal, exit: Exit) -> UserError {
-    let app = &worker.app.app;
-    let (how, hint) = if exit.oom_killed {
-        let hint = "raise resources.memory, or make the app use less";
-        ("ran out of memory".to_owned(), hint.to_owned())
-    } else {
-        let how = match exit.code {
-            code @ 129.. => format!("was ended by signal {}", code - 128),
-            code => format!("ended with exit code {code}"),
-        };
-        (how, format!("see why with `stead logs {app}`"))
-    };
-    UserError::new(Code::ExitedAtOnce, format!("instance {ordinal} of app {app} {how}"), hint)
-}
-
-/// Keeps in mind over a restart of `serve` that a Container is ready and may get requests:
-/// from before it is attached until it is detached.
-fn mark_open(shared: &Shared, id: &ContainerId, open: bool) {
-    let mark = open_mark(shared, id);
-    let done = if open {
-        std::fs::write(&mark, b"")
-    } else {
-        match std::fs::remove_file(&mark) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
-    };
-    if let Err(error) = done {
-        tracing::warn!(mark = %mark.display(), %error, "a restart will not know who gets requests");
-    }
-}
-
-/// Whether a Container might get requests when `serve` was last there.
-pub(super) fn was_open(shared: &Shared, id: &ContainerId) -> bool {
-    open_mark(shared, id).exists()
-}
-
-fn open_mark(shared: &Shared, id: &ContainerId) -> std::path::PathBuf {
-    shared.run_dir.join("open").join(id.as_str())
-}
-
-/// Deletes the marks of Containers that are not there any more.
-pub(super) fn forget_marks<'a>(shared: &Shared, known: impl Iterator<Item = &'a ContainerId>) {
-    let known: std::collections::BTreeSet<&str> = known.map(ContainerId::as_str).collect();
-    let marks = std::fs::read_dir(shared.run_dir.join("open")).into_iter().flatten().flatten();
-    for mark in marks.filter(|m| m.file_name().to_str().is_none_or(|id| !known.contains(id))) {
-        // One that stays behind is looked at by nobody: no id is used again.
-        let _ = std::fs::remove_file(mark.path());
-    }
-}
-
-/// Takes in that an Instance's holder is gone, and its Containers with it.
-pub(super) async fn lost(worker: &Worker, ordinal: Ordinal) {
-    tracing::error!(app = %worker.app, %ordinal, "holder is gone: the instance starts anew");
-    let exit = Exit { at: now(), code: 137, oom_killed: false, intended: false };
-    let gone = worker.report(|model| model.all_exited(ordinal, exit));
-    for (id, revision, _) in &gone {
-        worker.emit(Some(ordinal), Some(id), Some(*revision), Fact::Exited { exit });
-    }
-    let wanted = worker.model().fleet.as_ref().and_then(|fleet| fleet.wanted(ordinal));
-    let ran = gone.last().map(|(.., ran)| *ran);
-    // Counted, so that what ends its holder again and again is paced.
-    if let Some(revision) = gone.last().map(|(_, revision, _)| *revision).or(wanted) {
-        let error = UserError::new(
-            Code::EngineFailed,
-            format!("the holder of instance {ordinal} of app {} has ended", worker.app.app),
-            "look in the machine's kernel log who ended it",
-        );
-        troubled(worker, ordinal, None, revision, error, ran);
-    }
-    for id in containers(worker, ordinal) {
-        worker.shared.traffic.detach(&worker.app, &id, std::time::Duration::ZERO).await;
-    }
-    remove_sandbox(worker, ordinal).await;
 }

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use stead_core::fleet::Revision;
+use stead_core::fleet::{ContainerSeen, HookSeen, Part, Revision};
 use stead_core::ids::{Digest, Ordinal};
 use stead_core::name::AppKey;
+
+use super::model::Kept;
 
 pub(super) type Labels = BTreeMap<String, String>;
 
@@ -14,8 +16,12 @@ const SHAPE: &str = "shape";
 const RELEASE: &str = "release";
 const RUN: &str = "run";
 const SINCE: &str = "since";
+const BORN: &str = "born";
+const SIDECAR: &str = "sidecar";
 const PORT: &str = "port";
 const IMAGE: &str = "image";
+const HOOKS: &str = "hooks";
+const POST_START: &str = "post-start";
 
 /// What a Sandbox was made for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,28 +52,67 @@ impl SandboxLabels {
     }
 }
 
-/// What a Container was prepared for.
+/// What a Container is, and what was done for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ContainerLabels {
+    pub(super) part: Part,
     pub(super) revision: Revision,
+    /// The run it was prepared for.
+    pub(super) born: u32,
     pub(super) port: Option<u16>,
     pub(super) image: Digest,
+    pub(super) hooks: Vec<HookSeen>,
+    /// Whether what is done after its start has been done.
+    pub(super) post_started: bool,
 }
 
 impl ContainerLabels {
+    /// Those of a Container as it is now.
+    pub(super) fn of(container: &ContainerSeen, kept: &Kept) -> Self {
+        Self {
+            part: container.part.clone(),
+            revision: container.revision,
+            born: container.born,
+            port: kept.port,
+            image: kept.image.clone(),
+            hooks: container.hooks.clone(),
+            post_started: kept.post_started,
+        }
+    }
+
     pub(super) fn write(&self) -> Labels {
         let mut labels = write_revision(self.revision);
+        labels.insert(BORN.into(), self.born.to_string());
+        labels.insert(IMAGE.into(), self.image.to_string());
+        if let Part::Sidecar(name) = &self.part {
+            labels.insert(SIDECAR.into(), name.clone());
+        }
         if let Some(port) = self.port {
             labels.insert(PORT.into(), port.to_string());
         }
-        labels.insert(IMAGE.into(), self.image.to_string());
+        if !self.hooks.is_empty() {
+            let hooks = serde_json::to_string(&self.hooks).expect("hooks are plain data");
+            labels.insert(HOOKS.into(), hooks);
+        }
+        if self.post_started {
+            labels.insert(POST_START.into(), "done".into());
+        }
         labels
     }
 
     pub(super) fn read(labels: &Labels) -> Option<Self> {
-        let port = labels.get(PORT).map(|port| port.parse()).transpose().ok()?;
-        let image = labels.get(IMAGE)?.parse().ok()?;
-        Some(Self { revision: read_revision(labels)?, port, image })
+        let revision = read_revision(labels)?;
+        let born = labels.get(BORN).map(|born| born.parse()).transpose().ok()?;
+        let hooks = labels.get(HOOKS).map(|hooks| serde_json::from_str(hooks)).transpose().ok()?;
+        Some(Self {
+            part: labels.get(SIDECAR).map_or(Part::Main, |name| Part::Sidecar(name.clone())),
+            revision,
+            born: born.unwrap_or(revision.run),
+            port: labels.get(PORT).map(|port| port.parse()).transpose().ok()?,
+            image: labels.get(IMAGE)?.parse().ok()?,
+            hooks: hooks.unwrap_or_default(),
+            post_started: labels.contains_key(POST_START),
+        })
     }
 }
 
@@ -87,6 +132,7 @@ fn read_revision(labels: &Labels) -> Option<Revision> {
 
 #[cfg(test)]
 mod tests {
+    use stead_core::fleet::HookName;
     use stead_core::ids::ReleaseNo;
 
     use super::*;
@@ -101,11 +147,30 @@ mod tests {
             revision,
         };
         assert_eq!(SandboxLabels::read(&sandbox.write()), Some(sandbox));
-        for port in [None, Some(80)] {
-            let image = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
-            let container = ContainerLabels { revision, port, image };
-            assert_eq!(ContainerLabels::read(&container.write()), Some(container));
+        let plain = ContainerLabels {
+            part: Part::Main,
+            revision,
+            born: 7,
+            port: None,
+            image: format!("sha256:{}", "a".repeat(64)).parse().unwrap(),
+            hooks: Vec::new(),
+            post_started: false,
+        };
+        let full = ContainerLabels {
+            part: Part::Sidecar("proxy".into()),
+            born: 4,
+            port: Some(80),
+            hooks: vec![HookSeen { hook: HookName::AfterUpdate, run: 4 }],
+            post_started: true,
+            ..plain.clone()
+        };
+        for container in [&plain, &full] {
+            assert_eq!(ContainerLabels::read(&container.write()).as_ref(), Some(container));
         }
         assert_eq!(SandboxLabels::read(&Labels::new()), None);
+        // As an earlier version wrote it.
+        let mut early = plain.write();
+        early.remove(BORN);
+        assert_eq!(ContainerLabels::read(&early), Some(plain));
     }
 }

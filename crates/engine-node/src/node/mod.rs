@@ -6,12 +6,17 @@
 //! what the holders still hold ([`recover`]).
 
 mod act;
+mod change;
+mod ends;
 mod exec;
+mod hooks;
 mod intent;
 mod labels;
+mod memory;
 mod model;
 mod pulls;
 mod recover;
+mod serving;
 mod spec;
 mod worker;
 
@@ -64,6 +69,7 @@ struct Shared {
     hints: broadcast::Sender<AppKey>,
     pulls: pulls::Pulls,
     intents: intent::Intents,
+    memory: memory::Memory,
     /// Sandboxes set up at the same time: more only wait for each other in the kernel.
     setups: tokio::sync::Semaphore,
 }
@@ -109,6 +115,7 @@ impl NodeEngine {
             hints: broadcast::channel(1024).0,
             pulls: pulls::Pulls::default(),
             intents,
+            memory: memory::Memory::new(),
             setups: tokio::sync::Semaphore::new(cores * 2),
         });
         let mut engine = Self { shared, workers: Arc::default(), follower: JoinSet::new() };
@@ -156,7 +163,7 @@ impl Drop for NodeEngine {
 #[async_trait]
 impl Engine for NodeEngine {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { in_place: true, handover: false, freeze: true }
+        Capabilities { in_place: true, handover: true, freeze: true }
     }
 
     async fn apply(&self, fleet: Fleet) -> Result<(), EngineError> {

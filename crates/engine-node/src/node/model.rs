@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use stead_core::error::UserError;
 use stead_core::fleet::{
-    ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, ImageSeen, Part, Revision, Slot,
-    Step, TrafficState, Trouble,
+    ContainerSeen, ContainerState, Exit, Fallback, Fleet, FleetSeen, Health, HookSeen, ImageSeen,
+    InstanceSeen, Part, Revision, Slot, Step, TrafficState, Trouble, Way,
 };
-use stead_core::ids::{ContainerId, Digest, Ordinal};
+use stead_core::ids::{ContainerId, Digest, Ordinal, ReleaseNo};
 use stead_core::time::{Micros, Time};
 use tokio::task::AbortHandle;
 
@@ -23,7 +23,8 @@ const WELL_AFTER: Micros = Micros::from_secs(60);
 /// What two acts must not work on at the same time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Subject {
-    Image(Digest),
+    /// The images of a Release.
+    Images(ReleaseNo),
     /// The preparation of one Container in a Sandbox.
     Preparation(Ordinal),
     Container(Ordinal, ContainerId),
@@ -44,6 +45,25 @@ impl Subject {
     }
 }
 
+/// What went wrong.
+#[derive(Debug)]
+pub(super) struct Ill {
+    /// With what.
+    pub(super) revision: Revision,
+    pub(super) error: UserError,
+    /// How long it ran before, if it ended by that.
+    pub(super) ran: Option<Micros>,
+    /// It had been ready, and it is not our doing.
+    pub(super) was_ready: bool,
+}
+
+impl Ill {
+    /// What we were about to do failed.
+    pub(super) fn new(revision: Revision, error: UserError) -> Self {
+        Self { revision, error, ran: None, was_ready: false }
+    }
+}
+
 /// Everything known of one App.
 #[derive(Default)]
 pub(super) struct Model {
@@ -52,21 +72,31 @@ pub(super) struct Model {
     /// Subjects of acts that are under way.
     pub(super) busy: BTreeSet<Subject>,
     pub(super) sandboxes: BTreeMap<Ordinal, Arc<Sandbox>>,
-    /// The port of each Container that takes HTTP requests.
-    pub(super) ports: BTreeMap<ContainerId, u16>,
-    /// The image of each Container.
-    pub(super) images: BTreeMap<ContainerId, Digest>,
+    /// What else is known of each Container.
+    pub(super) kept: BTreeMap<ContainerId, Kept>,
     /// The tasks that watch running Containers.
     pub(super) watches: BTreeMap<ContainerId, AbortHandle>,
+    /// For which change of an Instance people were told that it is no handover.
+    told_fallbacks: BTreeMap<Ordinal, Revision>,
+}
+
+/// What is known of a Container beside what the planner sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Kept {
+    /// The port that takes HTTP requests.
+    pub(super) port: Option<u16>,
+    pub(super) image: Digest,
+    /// Whether what its App asks for after a start has been done.
+    pub(super) post_started: bool,
+    /// Whether it has ever been ready: then its start is over, whatever comes.
+    pub(super) been_ready: bool,
 }
 
 impl Model {
-    /// What a step works on; `None` when what it names is not known any more.
-    pub(super) fn subject(&self, step: &Step) -> Option<Subject> {
-        Some(match step {
-            Step::Pull { release } => {
-                Subject::Image(self.fleet.as_ref()?.releases.get(release)?.image.clone())
-            }
+    /// What a step works on.
+    pub(super) fn subject(step: &Step) -> Subject {
+        match step {
+            Step::Pull { release } => Subject::Images(*release),
             Step::CreateSandbox { ordinal, .. } | Step::RemoveSandbox { ordinal } => {
                 Subject::Sandbox(*ordinal)
             }
@@ -82,7 +112,7 @@ impl Model {
             | Step::Discard { ordinal, container } => {
                 Subject::Container(*ordinal, container.clone())
             }
-        })
+        }
     }
 
     /// Takes a subject for one act. False: another act is in its way.
@@ -101,7 +131,7 @@ impl Model {
 
     /// Whether nothing is there, and nothing is being made.
     pub(super) fn is_empty(&self) -> bool {
-        let pulls = |subject: &Subject| matches!(subject, Subject::Image(_));
+        let pulls = |subject: &Subject| matches!(subject, Subject::Images(_));
         self.seen.instances.is_empty() && self.busy.iter().all(pulls)
     }
 
@@ -111,12 +141,10 @@ impl Model {
             Step::Detach { container, .. } => self.traffic(container, TrafficState::Draining),
             // Should the target change meanwhile, no other Container is started beside it.
             Step::Start { container, .. } => self.running(container, now),
-            Step::Stop { container, .. } => {
-                self.unwatch(container);
-                if let Some(known) = self.container_mut(container) {
-                    known.state = ContainerState::Stopping { since: now };
-                }
-            }
+            Step::Thaw { container, .. } => self.running(container, now),
+            // No probe may miss what stands still.
+            Step::Freeze { container, .. } => self.unwatch(container),
+            Step::Stop { container, .. } => self.stopping(container, now),
             _ => {}
         }
     }
@@ -140,17 +168,98 @@ impl Model {
         }
     }
 
-    pub(super) fn prepared(&mut self, ordinal: Ordinal, id: ContainerId, revision: Revision) {
+    pub(super) fn prepared(&mut self, ordinal: Ordinal, container: ContainerSeen, kept: Kept) {
         let Some(instance) = self.seen.instances.get_mut(&ordinal) else { return };
-        instance.containers.push(ContainerSeen::prepared(id, Part::Main, Slot::A, revision));
+        self.kept.insert(container.id.clone(), kept);
+        instance.containers.push(container);
     }
 
+    /// Takes in that a prepared Container was started, or a frozen one goes on.
     pub(super) fn running(&mut self, id: &ContainerId, since: Time) {
         if let Some(container) = self.container_mut(id) {
             // Its end may have been reported first.
-            if container.state == ContainerState::Prepared {
+            if matches!(container.state, ContainerState::Prepared | ContainerState::Frozen { .. }) {
                 container.state = ContainerState::Running { since, health: Health::Starting };
             }
+        }
+    }
+
+    /// Takes in that a Container was told to stop.
+    pub(super) fn stopping(&mut self, id: &ContainerId, since: Time) {
+        self.unwatch(id);
+        if let Some(container) = self.container_mut(id)
+            && !matches!(container.state, ContainerState::Exited(_))
+        {
+            container.state = ContainerState::Stopping { since };
+        }
+    }
+
+    /// Takes in that a running Container stands still.
+    pub(super) fn frozen(&mut self, id: &ContainerId, since: Time) {
+        self.unwatch(id);
+        if let Some(container) = self.container_mut(id)
+            && matches!(container.state, ContainerState::Running { .. })
+        {
+            container.state = ContainerState::Frozen { since };
+        }
+    }
+
+    /// Takes in that a Container fits another Revision now.
+    pub(super) fn brought_to(&mut self, id: &ContainerId, revision: Revision) {
+        if let Some(container) = self.container_mut(id) {
+            container.revision = revision;
+        }
+    }
+
+    /// Takes in that a hook was run. Only its last run is of use.
+    pub(super) fn hooked(&mut self, id: &ContainerId, seen: HookSeen) {
+        if let Some(container) = self.container_mut(id) {
+            container.hooks.retain(|known| known.hook != seen.hook);
+            container.hooks.push(seen);
+        }
+    }
+
+    /// Takes in where new connections to an Instance go.
+    pub(super) fn flipped(&mut self, ordinal: Ordinal, slot: Slot) {
+        if let Some(instance) = self.seen.instances.get_mut(&ordinal) {
+            instance.slot = slot;
+        }
+    }
+
+    /// The port of a Container that takes HTTP requests.
+    pub(super) fn port(&self, id: &ContainerId) -> Option<u16> {
+        self.kept.get(id)?.port
+    }
+
+    /// Whether a Container is ready and what its Instance shall run.
+    pub(super) fn wants(&self, ordinal: Ordinal, id: &ContainerId) -> bool {
+        let wanted = || {
+            let (fleet, (_, container)) = (self.fleet.as_ref()?, self.container(id)?);
+            let revision = fleet.wanted(ordinal)?;
+            let spec = fleet.releases.get(&revision.release)?;
+            Some(container.ready() && fleet.fits(container, revision, spec))
+        };
+        wanted().unwrap_or(false)
+    }
+
+    /// Whether a Container has ever been ready.
+    pub(super) fn been_ready(&self, id: &ContainerId) -> bool {
+        self.kept.get(id).is_some_and(|kept| kept.been_ready)
+    }
+
+    /// Why the change that begins at an Instance is no handover although one was wanted, told
+    /// once.
+    pub(super) fn fallback(&mut self, ordinal: Ordinal, revision: Revision) -> Option<Fallback> {
+        let changes = |instance: &InstanceSeen| instance.mains().any(ContainerSeen::alive);
+        if !self.seen.instances.get(&ordinal).is_some_and(changes) {
+            return None;
+        }
+        match self.fleet.as_ref()?.way(&self.seen, ordinal)? {
+            Way::InPlace { because: Some(because) } => {
+                let told = self.told_fallbacks.insert(ordinal, revision);
+                (told != Some(revision)).then_some(because)
+            }
+            _ => None,
         }
     }
 
@@ -160,10 +269,13 @@ impl Model {
         match self.container_mut(id).map(|container| &mut container.state) {
             Some(ContainerState::Running { health, .. }) if *health != Health::Dead => {
                 *health = told;
-                true
             }
-            _ => false,
+            _ => return false,
         }
+        if let (Health::Ready, Some(kept)) = (told, self.kept.get_mut(id)) {
+            kept.been_ready = true;
+        }
+        true
     }
 
     /// Takes in a Container's end. False: it was known.
@@ -197,8 +309,7 @@ impl Model {
 
     pub(super) fn discarded(&mut self, ordinal: Ordinal, id: &ContainerId) {
         self.unwatch(id);
-        self.ports.remove(id);
-        self.images.remove(id);
+        self.kept.remove(id);
         if let Some(instance) = self.seen.instances.get_mut(&ordinal) {
             instance.containers.retain(|container| container.id != *id);
         }
@@ -210,13 +321,14 @@ impl Model {
         let containers = std::mem::take(&mut instance.containers);
         instance.sandbox = None;
         // Its trouble is what the back-off is counted from; without one nothing is left.
-        if instance.trouble.is_none() || self.not_wanted(ordinal) {
+        instance.slot = Slot::default();
+        let well = instance.trouble.is_none() && instance.sidecar_trouble.is_empty();
+        if well || self.not_wanted(ordinal) {
             self.seen.instances.remove(&ordinal);
         }
         for container in containers {
             self.unwatch(&container.id);
-            self.ports.remove(&container.id);
-            self.images.remove(&container.id);
+            self.kept.remove(&container.id);
         }
     }
 
@@ -224,26 +336,24 @@ impl Model {
         self.fleet.as_ref().is_none_or(|fleet| fleet.wanted(ordinal).is_none())
     }
 
-    /// Notes that something went wrong with an Instance.
-    pub(super) fn trouble(
-        &mut self,
-        ordinal: Ordinal,
-        revision: Revision,
-        error: UserError,
-        ran: Option<Micros>,
-        now: Time,
-    ) {
+    /// Notes that something went wrong with a part of an Instance.
+    pub(super) fn trouble(&mut self, ordinal: Ordinal, part: &Part, ill: Ill, now: Time) {
+        let Ill { revision, error, ran, was_ready } = ill;
         let instance = self.seen.instances.entry(ordinal).or_default();
-        let count = match &instance.trouble {
+        let count = match instance.trouble_of(part) {
             Some(before) if before.revision == revision && ran.is_none_or(|r| r < WELL_AFTER) => {
                 before.count + 1
             }
             _ => 1,
         };
-        if ran.is_some() {
+        if ran.is_some() && part.is_main() {
             instance.crashes += 1;
         }
-        instance.trouble = Some(Trouble { revision, error, at: now, count, was_ready: false });
+        let trouble = Trouble { revision, error, at: now, count, was_ready };
+        match part {
+            Part::Main => instance.trouble = Some(trouble),
+            Part::Sidecar(name) => drop(instance.sidecar_trouble.insert(name.clone(), trouble)),
+        }
     }
 
     /// Forgets trouble that is over: a Container started since has been well for a while. Gives
@@ -251,19 +361,34 @@ impl Model {
     pub(super) fn forget_trouble(&mut self, now: Time) -> Option<Time> {
         let mut again = None;
         for instance in self.seen.instances.values_mut() {
-            let Some(trouble) = &instance.trouble else { continue };
-            let well = instance.containers.iter().find_map(|container| match container.state {
-                ContainerState::Running { since, health: Health::Ready } if since >= trouble.at => {
-                    Some(since + WELL_AFTER)
+            let sidecars = instance.sidecar_trouble.keys().cloned().map(Part::Sidecar);
+            let parts: Vec<Part> = std::iter::once(Part::Main).chain(sidecars).collect();
+            for part in parts {
+                let Some(at) = instance.trouble_of(&part).map(|trouble| trouble.at) else {
+                    continue;
+                };
+                let well = instance.of(&part).find_map(|container| match container.state {
+                    ContainerState::Running { since, health: Health::Ready } if since >= at => {
+                        Some(since + WELL_AFTER)
+                    }
+                    _ => None,
+                });
+                match (well, part) {
+                    (Some(due), Part::Main) if due <= now => instance.trouble = None,
+                    (Some(due), Part::Sidecar(name)) if due <= now => {
+                        instance.sidecar_trouble.remove(&name);
+                    }
+                    (due, _) => again = again.into_iter().chain(due).min(),
                 }
-                _ => None,
-            });
-            match well {
-                Some(due) if due <= now => instance.trouble = None,
-                due => again = again.into_iter().chain(due).min(),
             }
         }
         again
+    }
+
+    /// Whether some Container stands still.
+    pub(super) fn has_frozen(&self) -> bool {
+        let mut all = self.seen.instances.values().flat_map(|i| &i.containers);
+        all.any(ContainerSeen::is_frozen)
     }
 
     pub(super) fn image_present(&mut self, digest: Digest) {
@@ -298,10 +423,16 @@ mod tests {
         ContainerId(name.to_owned())
     }
 
+    fn kept() -> Kept {
+        let image = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+        Kept { port: None, image, post_started: false, been_ready: false }
+    }
+
     fn running() -> Model {
         let mut model = Model::default();
         model.seen.instances.insert(Ordinal(0), InstanceSeen::default());
-        model.prepared(Ordinal(0), id("a"), ONE);
+        let container = ContainerSeen::prepared(id("a"), Part::Main, Slot::A, ONE);
+        model.prepared(Ordinal(0), container, kept());
         model.running(&id("a"), Time(5));
         model
     }
@@ -344,7 +475,7 @@ mod tests {
     fn trouble_is_forgotten_once_a_later_container_has_been_well() {
         let mut model = running();
         let error = UserError::new(stead_core::error::Code::ExitedAtOnce, "it ended", "look");
-        model.trouble(Ordinal(0), ONE, error, None, Time(5));
+        model.trouble(Ordinal(0), &Part::Main, Ill::new(ONE, error), Time(5));
         assert_eq!(model.forget_trouble(Time(5) + WELL_AFTER), None, "it is not ready");
         model.health(&id("a"), Health::Ready);
         assert_eq!(model.forget_trouble(Time(9)), Some(Time(5) + WELL_AFTER));
@@ -358,9 +489,29 @@ mod tests {
         let mut model = running();
         let error = || UserError::new(stead_core::error::Code::ExitedAtOnce, "it ended", "look");
         let mut count = |ran| {
-            model.trouble(Ordinal(0), ONE, error(), ran, Time(9));
+            let ill = Ill { ran, ..Ill::new(ONE, error()) };
+            model.trouble(Ordinal(0), &Part::Main, ill, Time(9));
             model.seen.instances[&Ordinal(0)].trouble.as_ref().unwrap().count
         };
         assert_eq!([count(None), count(Some(Micros(7))), count(Some(WELL_AFTER))], [1, 2, 1]);
+        let part = Part::Sidecar("proxy".into());
+        model.trouble(Ordinal(0), &part, Ill::new(ONE, error()), Time(9));
+        let seen = &model.seen.instances[&Ordinal(0)];
+        let counts = [&part, &Part::Main].map(|part| seen.trouble_of(part).unwrap().count);
+        assert_eq!((counts, seen.crashes), ([1, 1], 2), "each part has trouble of its own");
+    }
+
+    #[test]
+    fn one_that_stood_still_is_not_ready_before_it_answers_again() {
+        let mut model = running();
+        model.health(&id("a"), Health::Ready);
+        model.frozen(&id("a"), Time(7));
+        assert!(!model.health(&id("a"), Health::Unready), "a late probe says nothing");
+        let thaw = Step::Thaw { ordinal: Ordinal(0), container: id("a"), revision: ONE };
+        model.begin(&thaw, Time(8));
+        let (_, container) = model.container(&id("a")).unwrap();
+        let starting = ContainerState::Running { since: Time(8), health: Health::Starting };
+        assert_eq!(container.state, starting);
+        assert!(model.been_ready(&id("a")));
     }
 }

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use stead_core::fleet::{
-    ContainerSeen, ContainerState, Fleet, Health, InstanceSeen, Part, Revision, Slot, TrafficState,
-};
+use stead_core::fleet::{ContainerSeen, ContainerState, Fleet, Health, InstanceSeen, TrafficState};
 use stead_core::ids::{ContainerId, Ordinal};
 use stead_core::name::AppKey;
 use stead_core::time::{Micros, Time};
@@ -13,13 +11,14 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Shared;
-use super::act::{self, sandbox_seen, was_open};
+use super::act::sandbox_seen;
 use super::labels::{ContainerLabels, SandboxLabels};
-use super::model::Model;
+use super::model::{Kept, Model};
+use super::serving::{self, was_open};
 use super::spec;
 use super::worker::Worker;
 use crate::clock::now;
-use crate::sandbox::{ContainerView, Recovered, Sandbox, SandboxEvent, ViewState};
+use crate::sandbox::{Recovered, Sandbox, SandboxEvent, ViewState};
 
 /// What was found, by App.
 ///
@@ -43,34 +42,37 @@ pub(super) fn models(shared: &Shared, found: Vec<Recovered>) -> BTreeMap<AppKey,
         take_over(shared, model, &labels, &sandbox);
     }
     let instances = models.values().flat_map(|model| model.seen.instances.values());
-    act::forget_marks(shared, instances.flat_map(|i| i.containers.iter().map(|c| &c.id)));
+    serving::forget_marks(shared, instances.flat_map(|i| i.containers.iter().map(|c| &c.id)));
     models
 }
 
 fn take_over(shared: &Shared, model: &mut Model, labels: &SandboxLabels, sandbox: &Arc<Sandbox>) {
     let mut instance = InstanceSeen {
         sandbox: Some(sandbox_seen(sandbox, labels, sandbox.created_at())),
+        slot: sandbox.current(),
         ..InstanceSeen::default()
     };
     for view in sandbox.containers() {
         let Some(known) = ContainerLabels::read(&view.labels) else { continue };
         let id = ContainerId(view.id.clone());
-        let fleet = model.fleet.as_ref();
-        let state = state(shared, fleet, labels.ordinal, known.revision, &view);
+        let open = was_open(shared, &id);
+        let state = state(model.fleet.as_ref(), labels.ordinal, &known, open, &view.state);
         let traffic = match (&state, &view.state) {
-            // Gateways have to be told, see `act::crashed`.
+            // Gateways have to be told, see `ends::crashed`.
             (ContainerState::Running { .. }, ViewState::Exited(_)) => TrafficState::Draining,
             (ContainerState::Running { health: Health::Ready, .. }, _) => TrafficState::Attached,
-            (ContainerState::Exited(_), _) if was_open(shared, &id) => TrafficState::Attached,
+            (ContainerState::Exited(_), _) if open => TrafficState::Attached,
             _ => TrafficState::Detached,
         };
-        model.images.insert(id.clone(), known.image);
-        if let Some(port) = known.port {
-            model.ports.insert(id.clone(), port);
-        }
-        let prepared = ContainerSeen::prepared(id, Part::Main, Slot::A, known.revision);
-        instance.containers.push(ContainerSeen { state, traffic, ..prepared });
+        let ContainerLabels { part, revision, born, port, image, hooks, post_started } = known;
+        // Only what was ready is ever frozen.
+        let been_ready = open || matches!(view.state, ViewState::Frozen { .. });
+        model.kept.insert(id.clone(), Kept { port, image, post_started, been_ready });
+        let slot = view.slot;
+        let container = ContainerSeen { id, part, slot, revision, born, state, traffic, hooks };
+        instance.containers.push(container);
     }
+    instance.containers.sort_by_key(|container| spec::prepared_at(&container.id));
     model.seen.instances.insert(labels.ordinal, instance);
     model.sandboxes.insert(labels.ordinal, sandbox.clone());
 }
@@ -81,19 +83,21 @@ fn take_over(shared: &Shared, model: &mut Model, labels: &SandboxLabels, sandbox
 /// comes now: it is told, counted, and restarted by the same rules. One that is not wanted was
 /// being stopped.
 fn state(
-    shared: &Shared,
     fleet: Option<&Fleet>,
     ordinal: Ordinal,
-    revision: Revision,
-    view: &ContainerView,
+    known: &ContainerLabels,
+    open: bool,
+    view: &ViewState,
 ) -> ContainerState {
+    let revision = known.revision;
     let wanted = fleet.is_some_and(|fleet| fleet.wanted(ordinal) == Some(revision));
-    match &view.state {
+    match view {
         ViewState::Prepared => ContainerState::Prepared,
-        ViewState::Running { started, .. } | ViewState::Frozen { started, .. } => {
+        ViewState::Frozen { since, .. } => ContainerState::Frozen { since: *since },
+        ViewState::Running { started, .. } => {
             let release = fleet.and_then(|fleet| fleet.releases.get(&revision.release));
-            let timeout = release.map_or(Micros(0), |release| release.startup_timeout(&Part::Main));
-            let health = if was_open(shared, &ContainerId(view.id.clone())) {
+            let timeout = release.map_or(Micros(0), |release| release.startup_timeout(&known.part));
+            let health = if open {
                 Health::Ready
             } else if now() < *started + timeout {
                 Health::Starting

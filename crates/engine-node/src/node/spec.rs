@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use stead_core::engine::ImageInfo;
 use stead_core::error::{Code, UserError};
-use stead_core::fleet::{Exit, ReleaseSpec, Revision};
+use stead_core::fleet::{Exit, Part, ReleaseSpec, Revision, Slot};
 use stead_core::ids::{ContainerId, Ordinal};
-use stead_core::manifest::{FileSource, StopSignal};
+use stead_core::manifest::{self, AbsPath, EnvName, FileSource, Health, StopSignal};
 use stead_core::name::AppKey;
 use stead_core::time::Time;
 
@@ -29,7 +29,74 @@ pub(super) struct Order<'a> {
     pub(super) app: &'a AppKey,
     pub(super) ordinal: Ordinal,
     pub(super) release: &'a ReleaseSpec,
+    pub(super) part: &'a Part,
+    /// Of that part.
     pub(super) image: &'a Image,
+}
+
+/// What one part of an Instance asks for.
+struct Asked<'a> {
+    source: &'a str,
+    command: &'a [String],
+    args: &'a [String],
+    env: &'a BTreeMap<EnvName, String>,
+    files: &'a BTreeMap<AbsPath, FileSource>,
+    resources: &'a manifest::Resources,
+    health: &'a Health,
+    user: Option<&'a str>,
+    working_dir: Option<&'a str>,
+    read_only_root: bool,
+}
+
+impl<'a> Asked<'a> {
+    /// `None` where the Release has no such part.
+    fn of(release: &'a ReleaseSpec, part: &Part) -> Option<Self> {
+        let settings = &release.settings;
+        Some(match part {
+            Part::Main => Self {
+                source: &release.reference,
+                command: &settings.command,
+                args: &settings.args,
+                env: &settings.env,
+                files: &settings.files,
+                resources: &settings.resources,
+                health: &settings.health,
+                user: settings.user.as_ref().map(|user| user.as_str()),
+                working_dir: settings.working_dir.as_ref().map(|dir| dir.as_str()),
+                read_only_root: settings.read_only_root,
+            },
+            Part::Sidecar(name) => {
+                let sidecar = settings.sidecar(name)?;
+                Self {
+                    source: &sidecar.source,
+                    command: &sidecar.command,
+                    args: &sidecar.args,
+                    env: &sidecar.env,
+                    files: &sidecar.files,
+                    resources: &sidecar.resources,
+                    health: &sidecar.health,
+                    user: None,
+                    working_dir: None,
+                    read_only_root: false,
+                }
+            }
+        })
+    }
+}
+
+/// How a part is watched.
+pub(super) fn health<'a>(release: &'a ReleaseSpec, part: &Part) -> Option<&'a Health> {
+    Asked::of(release, part).map(|asked| asked.health)
+}
+
+/// What a part may use.
+pub(super) fn resources(release: &ReleaseSpec, part: &Part) -> Option<Resources> {
+    let wanted = Asked::of(release, part)?.resources;
+    Some(Resources {
+        cpu_millis: wanted.cpu.map(|cpu| cpu.millis()),
+        memory_bytes: wanted.memory.map(|memory| memory.bytes()),
+        pids: Some(wanted.pids),
+    })
 }
 
 /// The Sandbox of an Instance. Its id is never used again: a later Sandbox of the same
@@ -63,10 +130,25 @@ fn name_servers() -> Vec<IpAddr> {
         .unwrap_or_default()
 }
 
-/// The id of the next Container in a Sandbox.
-pub(super) fn container_id(sandbox: &Sandbox, revision: Revision, now: Time) -> ContainerId {
+/// The id of the next Container of a part in a Sandbox.
+pub(super) fn container_id(
+    sandbox: &Sandbox,
+    part: &Part,
+    revision: Revision,
+    now: Time,
+) -> ContainerId {
     // A Sandbox's Containers are prepared one after another, so the moment is unique in it.
-    ContainerId(format!("{}.{revision}.{:x}", sandbox.id(), now.0))
+    let part = match part {
+        Part::Main => String::new(),
+        Part::Sidecar(name) => format!("{name}."),
+    };
+    ContainerId(format!("{}.{part}{revision}.{:x}", sandbox.id(), now.0))
+}
+
+/// The moment that stands in a Container's id.
+pub(super) fn prepared_at(id: &ContainerId) -> Time {
+    let moment = id.as_str().rsplit('.').next().and_then(|hex| u64::from_str_radix(hex, 16).ok());
+    Time(moment.unwrap_or_default())
 }
 
 /// The folder of an App's volumes.
@@ -92,30 +174,45 @@ pub(super) fn remove_data(shared: &Shared, app: &AppKey, volumes: bool) -> Resul
     Ok(())
 }
 
-/// The Instance's volumes, made where they are missing. A new one belongs to the user the
-/// App runs as.
-pub(super) fn volumes(shared: &Shared, order: Order<'_>) -> Result<Vec<VolumeMount>, UserError> {
-    let Order { app, ordinal, release, image } = order;
+/// The Instance's volumes that a part sees, made where they are missing. A new one belongs to
+/// the user the App runs as, as `main`, the App's own image, has it.
+pub(super) fn volumes(
+    shared: &Shared,
+    order: Order<'_>,
+    main: &Image,
+) -> Result<Vec<VolumeMount>, UserError> {
+    let Order { app, ordinal, release, part, .. } = order;
     let mut mounts = Vec::new();
-    for volume in &release.settings.volumes {
-        let host = volumes_of(shared, app).join(volume.name.as_str()).join(ordinal.to_string());
+    for (name, mount) in mounted(release, part) {
+        let host = volumes_of(shared, app).join(name).join(ordinal.to_string());
         if !host.exists() {
-            let user = user(release, image)?;
+            let user = user(release.settings.user.as_ref().map(|user| user.as_str()), main)?;
             make_volume(&host, &user).map_err(|error| {
                 UserError::new(
                     disk_code(&error),
-                    format!("volume {} cannot be made: {error}", volume.name.as_str()),
+                    format!("volume {name} cannot be made: {error}"),
                     "look at the data folder's disk with `stead doctor`",
                 )
             })?;
         }
-        mounts.push(VolumeMount {
-            host,
-            mount: volume.mount.as_str().to_owned(),
-            read_only: false,
-        });
+        mounts.push(VolumeMount { host, mount: mount.to_owned(), read_only: false });
     }
     Ok(mounts)
+}
+
+/// The volumes that a part sees, by name, and where.
+pub(super) fn mounted<'a>(release: &'a ReleaseSpec, part: &Part) -> Vec<(&'a str, &'a str)> {
+    let settings = &release.settings;
+    match part {
+        Part::Main => {
+            let own = settings.volumes.iter();
+            own.map(|volume| (volume.name.as_str(), volume.mount.as_str())).collect()
+        }
+        Part::Sidecar(name) => {
+            let shown = settings.sidecar(name).into_iter().flat_map(|sidecar| &sidecar.volumes);
+            shown.map(|volume| (volume.name.as_str(), volume.mount.as_str())).collect()
+        }
+    }
 }
 
 /// Makes a volume's folder: with its owner, or not at all.
@@ -133,8 +230,7 @@ fn disk_code(error: &std::io::Error) -> Code {
     }
 }
 
-fn user(release: &ReleaseSpec, image: &Image) -> Result<image::User, UserError> {
-    let named = release.settings.user.as_ref().map(|user| user.as_str());
+fn user(named: Option<&str>, image: &Image) -> Result<image::User, UserError> {
     image::resolve_user(&image.layers, named.unwrap_or(&image.config.user)).map_err(UserError::from)
 }
 
@@ -158,20 +254,19 @@ pub(super) fn image_stop_signal(config: &ImageConfig) -> Option<i32> {
 
 /// The program and its arguments, by the rules that Kubernetes made known: a command
 /// replaces the image's entrypoint and arguments, arguments alone replace its arguments.
-fn argv(release: &ReleaseSpec, config: &ImageConfig) -> Result<Vec<String>, UserError> {
-    let settings = &release.settings;
-    let (mut argv, image_args) = match settings.command.as_slice() {
+fn argv(asked: &Asked<'_>, config: &ImageConfig) -> Result<Vec<String>, UserError> {
+    let (mut argv, image_args) = match asked.command {
         [] => (config.entrypoint.clone(), config.cmd.as_slice()),
         command => (command.to_vec(), [].as_slice()),
     };
-    argv.extend_from_slice(match settings.args.as_slice() {
+    argv.extend_from_slice(match asked.args {
         [] => image_args,
         args => args,
     });
     if argv.is_empty() {
         return Err(UserError::new(
             Code::CannotStart,
-            format!("image {} names no program to run", release.reference),
+            format!("image {} names no program to run", asked.source),
             "set `command` in the manifest",
         ));
     }
@@ -179,7 +274,7 @@ fn argv(release: &ReleaseSpec, config: &ImageConfig) -> Result<Vec<String>, User
 }
 
 /// The image's variables, then what stead adds, then the manifest's: the last one wins.
-fn env(release: &ReleaseSpec, config: &ImageConfig, port: Option<u16>) -> Vec<(String, String)> {
+fn env(asked: &Asked<'_>, config: &ImageConfig, port: Option<u16>) -> Vec<(String, String)> {
     let mut env: BTreeMap<String, String> = BTreeMap::from([("PATH".into(), PATH.into())]);
     env.extend(config.env.iter().filter_map(|pair| {
         let (name, value) = pair.split_once('=')?;
@@ -188,7 +283,7 @@ fn env(release: &ReleaseSpec, config: &ImageConfig, port: Option<u16>) -> Vec<(S
     if let Some(port) = port {
         env.entry("PORT".into()).or_insert_with(|| port.to_string());
     }
-    let own = release.settings.env.iter();
+    let own = asked.env.iter();
     env.extend(own.map(|(name, value)| (name.as_str().to_owned(), value.clone())));
     env.into_iter().collect()
 }
@@ -199,12 +294,16 @@ pub(super) fn container(
     order: Order<'_>,
     id: &ContainerId,
     labels: &ContainerLabels,
+    slot: Slot,
     volumes: Vec<VolumeMount>,
 ) -> Result<ContainerSpec, UserError> {
-    let Order { app, ordinal, release, image } = order;
-    let settings = &release.settings;
-    let user = user(release, image)?;
-    let files = settings.files.iter().filter_map(|(path, source)| match source {
+    let Order { app, ordinal, release, part, image } = order;
+    let asked = Asked::of(release, part).ok_or_else(|| {
+        let message = format!("release {} of app {app} has no {part}", labels.revision.release);
+        UserError::new(Code::Internal, message, "deploy it again")
+    })?;
+    let user = user(asked.user, image)?;
+    let files = asked.files.iter().filter_map(|(path, source)| match source {
         FileSource::Content { content } => Some(FileMount {
             path: path.as_str().to_owned(),
             content: content.clone().into_bytes(),
@@ -213,38 +312,28 @@ pub(super) fn container(
         // The API refuses these: whoever deploys reads the file.
         FileSource::Path(_) => None,
     });
-    let cwd = settings.working_dir.as_ref().map(|dir| dir.as_str().to_owned());
-    let cwd = cwd.unwrap_or_else(|| match image.config.working_dir.as_str() {
-        "" => "/".to_owned(),
-        dir => dir.to_owned(),
+    let cwd = asked.working_dir.unwrap_or(match image.config.working_dir.as_str() {
+        "" => "/",
+        dir => dir,
     });
     Ok(ContainerSpec {
         id: id.0.clone(),
         labels: labels.write(),
-        slot: sandbox::Slot::A,
+        slot,
         layers: image.layers.clone(),
-        argv: argv(release, &image.config)?,
-        env: env(release, &image.config, labels.port),
-        cwd,
+        argv: argv(&asked, &image.config)?,
+        env: env(&asked, &image.config, labels.port),
+        cwd: cwd.to_owned(),
         uid: user.uid,
         gid: user.gid,
         groups: user.groups,
         volumes,
         files: files.collect(),
         tmpfs: Vec::new(),
-        resources: resources(release),
-        read_only_root: settings.read_only_root,
+        resources: resources(release, part).unwrap_or_default(),
+        read_only_root: asked.read_only_root,
         log: logs::folder(&shared.data_dir, app).join(logs::file_name(ordinal, id)),
     })
-}
-
-fn resources(release: &ReleaseSpec) -> Resources {
-    let wanted = &release.settings.resources;
-    Resources {
-        cpu_millis: wanted.cpu.map(|cpu| cpu.millis()),
-        memory_bytes: wanted.memory.map(|memory| memory.bytes()),
-        pids: Some(wanted.pids),
-    }
 }
 
 /// A Container's end, as the planner sees it.

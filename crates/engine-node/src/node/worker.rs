@@ -14,20 +14,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_core::engine::{EngineError, Usage};
 use stead_core::event::{Event, Fact, PhaseName};
 use stead_core::fleet::{
-    ContainerSeen, ContainerState, Fleet, FleetSeen, Health, Revision, TrafficState, plan,
+    ContainerSeen, ContainerState, Fleet, FleetSeen, Health, ImageSeen, InstanceSeen, Part,
+    Revision, Step, TrafficState, plan,
 };
 use stead_core::ids::{ContainerId, Digest, Ordinal};
+use stead_core::manifest::Span;
 use stead_core::name::AppKey;
 use stead_core::time::{Micros, Time};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::Shared;
-use super::act;
 use super::model::{Model, Subject};
-use super::spec;
+use super::{act, ends, hooks, memory, serving, spec};
 use crate::clock::now;
-use crate::probe::{self, Watched};
+use crate::probe::{self, Target, Watched};
 use crate::sandbox::{self, Sandbox, ViewState};
 
 /// The worker of one App.
@@ -85,8 +86,9 @@ impl Worker {
                 let (worker, id) = (self.clone(), container.id);
                 self.carry_out(subject, async move {
                     match exited {
-                        true => act::detach(&worker, ordinal, &id, Micros(0)).await,
-                        false => act::attach(&worker, ordinal, &id).await,
+                        true => serving::detach(&worker, ordinal, &id, Micros(0)).await,
+                        // Which of two is current is for the planner to say.
+                        false => serving::publish(&worker, ordinal, &id).await,
                     }
                 });
             }
@@ -108,7 +110,7 @@ impl Worker {
     /// Takes in a Container's end.
     pub(super) fn ended(self: &Arc<Self>, id: ContainerId, exit: &sandbox::Exit) {
         let (worker, exit) = (self.clone(), spec::exit(exit, false));
-        self.spawn(async move { act::crashed(&worker, &id, exit).await });
+        self.spawn(async move { ends::crashed(&worker, &id, exit).await });
     }
 
     /// Plans again, because something outside the model has changed.
@@ -147,26 +149,34 @@ impl Worker {
             let subject = Subject::Sandbox(ordinal);
             if model.take(&subject) {
                 let worker = self.clone();
-                let clear = async move { act::lost(&worker, ordinal).await };
+                let clear = async move { ends::lost(&worker, ordinal).await };
                 self.carry_out(subject, clear);
             }
         }
         let fleet = model.fleet.clone()?;
         let now = now();
         let well = model.forget_trouble(now);
+        model.seen.memory = self.shared.memory.seen();
+        // What stands still goes when its memory is needed.
+        let pressed = model.has_frozen().then(|| now + memory::FRESH);
         let plan = plan(&fleet, &model.seen, now);
         for step in plan.steps {
-            let Some(subject) = model.subject(&step) else { continue };
+            let subject = Model::subject(&step);
             if !model.take(&subject) {
                 continue;
             }
             tracing::debug!(app = %self.app, %step, "begins");
+            if let Step::Prepare { ordinal, part: Part::Main, revision, .. } = &step
+                && let Some(because) = model.fallback(*ordinal, *revision)
+            {
+                self.emit(Some(*ordinal), None, Some(*revision), Fact::Fallback { because });
+            }
             model.begin(&step, now);
             let worker = self.clone();
             let act = async move { act::carry_out(&worker, &step).await };
             self.carry_out(subject, act);
         }
-        plan.wake.into_iter().chain(well).min()
+        plan.wake.into_iter().chain(well).chain(pressed).min()
     }
 
     /// Starts an act whose subject was taken, and gives the subject free at its end.
@@ -219,13 +229,13 @@ impl Worker {
     pub(super) fn look_for_images(&self) {
         let mut model = self.model();
         let Some(fleet) = &model.fleet else { return };
-        let wanted: Vec<Digest> = fleet.releases.values().map(|r| r.image.clone()).collect();
+        let images = fleet.releases.values().flat_map(|release| release.images());
+        let wanted: Vec<Digest> = images.map(|(image, _)| image.clone()).collect();
         model.seen.images.retain(|digest, _| wanted.contains(digest));
         for digest in wanted {
             if self.shared.images.get(&digest).is_some() {
                 model.image_present(digest);
-            } else if model.seen.images.get(&digest) == Some(&stead_core::fleet::ImageSeen::Present)
-            {
+            } else if model.seen.images.get(&digest) == Some(&ImageSeen::Present) {
                 model.seen.images.remove(&digest);
             }
         }
@@ -235,21 +245,59 @@ impl Worker {
 
     /// Watches running Containers that nobody watches: after a recovery.
     fn watch_unwatched(self: &Arc<Self>) {
-        let ids: Vec<ContainerId> = {
+        let found: Vec<(Ordinal, ContainerId)> = {
             let model = self.model();
-            let all = model.seen.instances.values().flat_map(|i| &i.containers);
-            all.filter(|c| matches!(c.state, ContainerState::Running { .. }))
-                .filter(|c| !model.watches.contains_key(&c.id))
-                .map(|c| c.id.clone())
+            let instances = model.seen.instances.iter();
+            let all = instances.flat_map(|(o, i)| i.containers.iter().map(move |c| (*o, c)));
+            all.filter(|(_, c)| matches!(c.state, ContainerState::Running { .. }))
+                .filter(|(_, c)| !model.watches.contains_key(&c.id))
+                .map(|(ordinal, c)| (ordinal, c.id.clone()))
                 .collect()
         };
-        for id in ids {
-            self.watch(&id);
+        for (ordinal, id) in found {
+            if self.post_start(&id).is_none() {
+                self.watch(&id);
+                continue;
+            }
+            let subject = Subject::Container(ordinal, id.clone());
+            // Else it is being started.
+            if self.model().take(&subject) {
+                let worker = self.clone();
+                let begin = async move { hooks::begin_life(&worker, ordinal, &id).await };
+                self.carry_out(subject, begin);
+            }
         }
+    }
+
+    /// What is still to be run after a Container's start, before it counts as ready, and how
+    /// long it may take.
+    pub(super) fn post_start(&self, id: &ContainerId) -> Option<(Vec<String>, Span)> {
+        let model = self.model();
+        let (_, container) = model.container(id)?;
+        let kept = model.kept.get(id)?;
+        if !container.part.is_main() || kept.post_started || kept.been_ready {
+            return None;
+        }
+        let spec = model.fleet.as_ref()?.releases.get(&container.revision.release)?;
+        let argv = spec.settings.lifecycle.post_start.clone();
+        (!argv.is_empty()).then(|| (argv, spec.settings.health.startup_timeout()))
+    }
+
+    /// A Container, to be asked something.
+    pub(super) fn target(&self, id: &ContainerId) -> Option<Target> {
+        let model = self.model();
+        let (ordinal, container) = model.container(id)?;
+        Some(Target {
+            sandbox: model.sandboxes.get(&ordinal)?.clone(),
+            container: id.0.clone(),
+            slot: container.slot,
+            port: model.port(id),
+        })
     }
 
     /// Begins to watch a running Container.
     pub(super) fn watch(self: &Arc<Self>, id: &ContainerId) {
+        let Some(target) = self.target(id) else { return };
         let mut model = self.model();
         if model.watches.contains_key(id) {
             return;
@@ -257,39 +305,32 @@ impl Worker {
         let Some((ordinal, container)) = model.container(id) else { return };
         let ContainerState::Running { health, since } = container.state else { return };
         let revision = container.revision;
-        let Some(spec) =
-            model.fleet.as_ref().and_then(|fleet| fleet.releases.get(&revision.release))
-        else {
+        let fleet = model.fleet.as_ref();
+        let release = fleet.and_then(|fleet| fleet.releases.get(&revision.release));
+        let Some(asked) = release.and_then(|release| spec::health(release, &container.part)) else {
             return;
         };
-        let Some(sandbox) = model.sandboxes.get(&ordinal) else { return };
-        let watched = Watched {
-            sandbox: sandbox.clone(),
-            container: id.0.clone(),
-            ip: sandbox.ip(),
-            port: model.ports.get(id).copied(),
-            health: spec.settings.health.clone(),
+        let known = match health {
+            // It goes on after a freeze: its start is long over.
+            Health::Starting if model.been_ready(id) => Health::Unready,
+            health => health,
         };
+        let watched = Watched { target, health: asked.clone() };
         let (worker, watched_id) = (self.clone(), id.clone());
-        let task = tokio::spawn(probe::watch(watched, health, move |health, why| {
-            worker.told(ordinal, &watched_id, revision, since, health, why);
+        let task = tokio::spawn(probe::watch(watched, known, move |health, why| {
+            worker.told(ordinal, &watched_id, since, health, why);
         }));
         model.watches.insert(id.clone(), task.abort_handle());
     }
 
     /// Takes in what a probe saw.
-    fn told(
-        &self,
-        ordinal: Ordinal,
-        id: &ContainerId,
-        revision: Revision,
-        since: Time,
-        health: Health,
-        why: String,
-    ) {
-        let first = self.model().container(id).is_some_and(|(_, c)| {
-            matches!(c.state, ContainerState::Running { health: Health::Starting, .. })
-        });
+    fn told(&self, ordinal: Ordinal, id: &ContainerId, since: Time, health: Health, why: String) {
+        let Some((revision, first)) = self.model().container(id).map(|(_, c)| {
+            let starting = ContainerState::Running { since, health: Health::Starting };
+            (c.revision, c.state == starting)
+        }) else {
+            return;
+        };
         if !self.report(|model| model.health(id, health)) {
             return;
         }
@@ -346,43 +387,55 @@ impl Worker {
         let model = self.model();
         let releases = model.fleet.iter().flat_map(|fleet| fleet.releases.values());
         // A Container that is still to be replaced may be of a Release that nobody wants.
-        releases.map(|release| &release.image).chain(model.images.values()).cloned().collect()
+        let wanted = releases.flat_map(|release| release.images()).map(|(image, _)| image);
+        wanted.chain(model.kept.values().map(|kept| &kept.image)).cloned().collect()
     }
 
-    /// The running Container of an Instance, or of the first Instance that has one.
+    /// The main Container of an Instance, or of the first Instance that has one that runs: where
+    /// there are two, the one that serves.
     pub(super) fn running(&self, which: Option<Ordinal>) -> Option<(Arc<Sandbox>, ContainerId)> {
-        self.all_running()
-            .into_iter()
-            .find(|(ordinal, ..)| which.is_none_or(|wanted| wanted == *ordinal))
-            .map(|(_, sandbox, container)| (sandbox, container))
-    }
-
-    fn all_running(&self) -> Vec<(Ordinal, Arc<Sandbox>, ContainerId)> {
         let model = self.model();
-        let instances = model.seen.instances.iter();
-        instances
-            .filter_map(|(ordinal, instance)| {
-                let running =
-                    |state: &ContainerState| matches!(state, ContainerState::Running { .. });
-                let container = instance.containers.iter().find(|c| running(&c.state))?;
-                Some((*ordinal, model.sandboxes.get(ordinal)?.clone(), container.id.clone()))
-            })
-            .collect()
+        let mut instances = model.seen.instances.iter();
+        instances.find_map(|(ordinal, instance)| {
+            if which.is_some_and(|wanted| wanted != *ordinal) {
+                return None;
+            }
+            let container = running_main(instance)?;
+            Some((model.sandboxes.get(ordinal)?.clone(), container.id.clone()))
+        })
     }
 
+    /// What each Instance uses, all its Containers together.
     pub(super) async fn usage(&self) -> Vec<Usage> {
+        let held: Vec<(Ordinal, Arc<Sandbox>, Vec<ContainerId>)> = {
+            let model = self.model();
+            let instances = model.seen.instances.iter();
+            instances
+                .filter_map(|(ordinal, instance)| {
+                    let alive = instance.containers.iter().filter(|c| c.exists());
+                    let ids: Vec<ContainerId> = alive.map(|c| c.id.clone()).collect();
+                    let sandbox = model.sandboxes.get(ordinal)?.clone();
+                    (!ids.is_empty()).then_some((*ordinal, sandbox, ids))
+                })
+                .collect()
+        };
         let mut all = Vec::new();
-        for (instance, sandbox, container) in self.all_running() {
-            // One that ended in between uses nothing.
-            if let Ok(usage) = sandbox.usage(container.as_str()).await {
-                all.push(Usage {
-                    instance,
-                    cpu_micros: usage.cpu.as_micros().try_into().unwrap_or(u64::MAX),
-                    memory: usage.memory,
-                    pids: usage.pids,
-                });
+        for (instance, sandbox, containers) in held {
+            let mut sum = Usage { instance, cpu_micros: 0, memory: 0, pids: 0 };
+            for container in containers {
+                // One that ended in between uses nothing.
+                let Ok(usage) = sandbox.usage(container.as_str()).await else { continue };
+                sum.cpu_micros += u64::try_from(usage.cpu.as_micros()).unwrap_or(u64::MAX);
+                sum.memory += usage.memory;
+                sum.pids += usage.pids;
             }
+            all.push(sum);
         }
         all
     }
+}
+
+fn running_main(instance: &InstanceSeen) -> Option<&ContainerSeen> {
+    let running = |c: &&ContainerSeen| matches!(c.state, ContainerState::Running { .. });
+    instance.serving().or_else(|| instance.mains().find(running))
 }

@@ -1,6 +1,6 @@
 //! One question to a Container.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,25 +8,30 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
 use stead_core::manifest::Check;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
-use crate::sandbox::{ExecSpec, Sandbox};
+use crate::sandbox::{ExecSpec, Sandbox, Slot, mark_of};
 
 /// Bytes read of an answer's body.
 const LONGEST_BODY: usize = 64 * 1024;
 
 /// Who is asked.
-pub(super) struct Target<'a> {
-    pub(super) sandbox: &'a Arc<Sandbox>,
-    pub(super) container: &'a str,
-    pub(super) ip: IpAddr,
-    pub(super) port: Option<u16>,
+pub(crate) struct Target {
+    /// Where the Container is.
+    pub(crate) sandbox: Arc<Sandbox>,
+    /// Its id.
+    pub(crate) container: String,
+    /// Its slot: connections reach this Container, whichever is current.
+    pub(crate) slot: Slot,
+    /// The port that takes HTTP requests.
+    pub(crate) port: Option<u16>,
 }
 
-impl Target<'_> {
+impl Target {
     /// Asks once. The error says what was seen instead.
-    pub(super) async fn ask(&self, check: &Check, limit: Duration) -> Result<(), String> {
+    pub(crate) async fn ask(&self, check: &Check, limit: Duration) -> Result<(), String> {
         let asked = async {
             match check {
                 Check::Tcp { port } => self.connect(port.number()).await.map(drop),
@@ -46,8 +51,13 @@ impl Target<'_> {
     }
 
     async fn connect(&self, port: u16) -> Result<TcpStream, String> {
-        let addr = SocketAddr::new(self.ip, port);
-        TcpStream::connect(addr).await.map_err(|error| format!("{addr}: {error}"))
+        let addr = SocketAddr::new(self.sandbox.ip(), port);
+        let connected = async {
+            let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            SockRef::from(&socket).set_mark(mark_of(self.slot))?;
+            socket.connect(addr).await
+        };
+        connected.await.map_err(|error: std::io::Error| format!("{addr}: {error}"))
     }
 
     async fn get(&self, port: u16, path: &str) -> Result<(), String> {
@@ -55,7 +65,7 @@ impl Target<'_> {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(io).await.map_err(|e| e.to_string())?;
         let request = Request::get(path)
-            .header("host", format!("{}:{port}", self.ip))
+            .header("host", format!("{}:{port}", self.sandbox.ip()))
             .header("user-agent", "stead-probe")
             .header("connection", "close")
             .body(Empty::<Bytes>::new())
@@ -91,7 +101,7 @@ impl Target<'_> {
     async fn run(&self, argv: &[String]) -> Result<(), String> {
         let spec = ExecSpec { argv: argv.to_vec(), ..ExecSpec::default() };
         let mut handle =
-            self.sandbox.exec(self.container, spec).await.map_err(|e| e.to_string())?;
+            self.sandbox.exec(&self.container, spec).await.map_err(|e| e.to_string())?;
         match handle.wait().await.map_err(|e| e.to_string())? {
             0 => Ok(()),
             code => Err(format!("{} ended with {code}", argv.join(" "))),

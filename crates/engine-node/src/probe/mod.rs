@@ -6,15 +6,12 @@
 
 mod check;
 
-use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use stead_core::fleet::Health;
 use stead_core::manifest::{self, Check};
 
-use crate::sandbox::Sandbox;
-use check::Target;
+pub(crate) use check::Target;
 
 /// The first pause between two attempts of a start. It grows by a quarter each time, up to
 /// the probe's period or [`LONGEST_PAUSE`].
@@ -28,23 +25,13 @@ const START_ATTEMPT: Duration = Duration::from_secs(2);
 
 /// What is watched.
 pub(crate) struct Watched {
-    /// Where the Container is.
-    pub(crate) sandbox: Arc<Sandbox>,
-    /// Its id.
-    pub(crate) container: String,
-    /// Its address.
-    pub(crate) ip: IpAddr,
-    /// The port that takes HTTP requests.
-    pub(crate) port: Option<u16>,
+    /// The Container.
+    pub(crate) target: Target,
     /// What to ask.
     pub(crate) health: manifest::Health,
 }
 
 impl Watched {
-    fn target(&self) -> Target<'_> {
-        Target { sandbox: &self.sandbox, container: &self.container, ip: self.ip, port: self.port }
-    }
-
     /// What decides that the start is over: the startup probe, else what decides that it is
     /// ready.
     fn start_check(&self) -> Option<(Check, Duration)> {
@@ -60,13 +47,14 @@ impl Watched {
         if let Some(readiness) = &self.health.readiness {
             return Some((readiness.check.clone(), LONGEST_PAUSE));
         }
-        let port = std::num::NonZeroU16::new(self.port?)?;
+        let port = std::num::NonZeroU16::new(self.target.port?)?;
         Some((Check::Tcp { port: manifest::Port(port) }, LONGEST_PAUSE))
     }
 }
 
 /// Watches a Container until the task is dropped. `tell` gets each change of health, with
-/// what the probe saw.
+/// what the probe saw. One that is known to be unready is over its start, and is asked for its
+/// readiness as closely as a start.
 pub(crate) async fn watch(watched: Watched, known: Health, tell: impl Fn(Health, String)) {
     let mut ready = known == Health::Ready;
     if known == Health::Starting {
@@ -84,7 +72,7 @@ pub(crate) async fn watch(watched: Watched, known: Health, tell: impl Fn(Health,
 /// Returns at the first success.
 async fn success(watched: &Watched, check: Option<(Check, Duration)>) {
     let Some((check, longest)) = check else { return };
-    let target = watched.target();
+    let target = &watched.target;
     let mut pause = match check {
         Check::Exec { .. } => FIRST_EXEC_PAUSE,
         Check::Http { .. } | Check::Tcp { .. } => FIRST_PAUSE,
@@ -101,7 +89,7 @@ async fn unready_at_start(watched: &Watched) -> Option<String> {
     let (Some(_), Some(probe)) = (&watched.health.startup, &watched.health.readiness) else {
         return None;
     };
-    watched.target().ask(&probe.check, probe.timeout.duration()).await.err()
+    watched.target.ask(&probe.check, probe.timeout.duration()).await.err()
 }
 
 async fn readiness(watched: &Watched, mut ready: bool, tell: &impl Fn(Health, String)) {
@@ -115,7 +103,7 @@ async fn readiness(watched: &Watched, mut ready: bool, tell: &impl Fn(Health, St
     let mut ticks = ticks(probe.period.duration());
     loop {
         ticks.tick().await;
-        match watched.target().ask(&probe.check, probe.timeout.duration()).await {
+        match watched.target.ask(&probe.check, probe.timeout.duration()).await {
             Ok(()) => {
                 failures = 0;
                 if !ready {
@@ -141,7 +129,7 @@ async fn liveness(watched: &Watched, tell: &impl Fn(Health, String)) {
     let mut ticks = ticks(probe.period.duration());
     loop {
         ticks.tick().await;
-        match watched.target().ask(&probe.check, probe.timeout.duration()).await {
+        match watched.target.ask(&probe.check, probe.timeout.duration()).await {
             Ok(()) => failures = 0,
             Err(why) => {
                 failures += 1;
