@@ -139,7 +139,11 @@ impl App {
     ) -> Option<HeaderValue> {
         let view = self.view.load();
         let age = view.shares.sticky().filter(|_| wait.met != Some(release))?;
-        let prefix = view.prefixes.iter().find(|prefix| path.starts_with(&***prefix));
+        let covers = |prefix: &&Box<str>| {
+            let rest = path.strip_prefix(&***prefix);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let prefix = view.prefixes.iter().find(covers);
         Some(sticky::keep(release, age, prefix.map_or("", |prefix| prefix), tls))
     }
 
