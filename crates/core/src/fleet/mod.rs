@@ -106,8 +106,19 @@ impl ReleaseSpec {
     /// What bringing a Container of `part` from the Release `old` to this one asks of it.
     pub fn effect_on(&self, part: &Part, old: &Self) -> Effect {
         match (old.image_of(part), self.image_of(part)) {
-            (Some((before, _)), Some((now, _))) if before == now => {
-                effect_on(part, &old.settings, &self.settings)
+            (Some((before, source)), Some((now, other))) if before == now => {
+                if source == other {
+                    return effect_on(part, &old.settings, &self.settings);
+                }
+                // Another name of the same image is no other image.
+                let mut settings = Manifest::clone(&self.settings);
+                settings.source.clone_from(&old.settings.source);
+                for sidecar in &mut settings.sidecars {
+                    if let Some(old) = old.settings.sidecar(sidecar.name.as_str()) {
+                        sidecar.source.clone_from(&old.source);
+                    }
+                }
+                effect_on(part, &old.settings, &settings)
             }
             _ => Effect::RestartContainer,
         }

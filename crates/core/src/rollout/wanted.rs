@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::stage::stages;
-use super::{Phase, Reach, Rollout};
+use super::stage::stage_before_last;
+use super::{Phase, Rollout};
 use crate::app::App;
 use crate::fleet::{Fleet, ReleaseSpec};
-use crate::ids::ReleaseNo;
+use crate::ids::{Ordinal, ReleaseNo};
 use crate::manifest::{Http, Park, Span};
 use crate::routes::{Rule, Split, Sticky, Weight};
 
@@ -69,7 +69,7 @@ pub fn wanted(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Wanted 
             }
             _ => 0,
         },
-        paused: progressing.is_some_and(|rollout| rollout.paused.is_some()),
+        paused: app.rollout.as_ref().is_some_and(Rollout::is_paused),
         releases: releases
             .iter()
             .filter(|(number, _)| needed.contains(number))
@@ -108,33 +108,37 @@ fn split(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Split {
         sticky: rules.sticky.map(|span| Sticky { max_age_ms: span.millis() }),
         ..Split::default()
     };
-    let Phase::Progressing { batch, reach: Reach::Of(_), .. } = &rollout.phase else {
+    let Some(batch) = rollout.batch() else { return split };
+    let Some(asked) = stage_before_last(rules, batch, app.instances).and_then(|stage| stage.batch)
+    else {
         return split;
     };
-    let stages = stages(rules, app.instances);
-    let Some(asked) = stages.get(*batch as usize).and_then(|stage| stage.batch) else {
-        return split;
-    };
-    if !asked.matches.is_empty() {
+    // What is given up gets no request that need not go there.
+    if !asked.matches.is_empty() && !matches!(rollout.phase, Phase::Undoing { .. }) {
         split.rules = vec![Rule { when: asked.matches.clone(), release: rollout.to.release }];
     }
     if let Some(weight) = asked.weight() {
-        split.weights = weights(rollout, u32::from(weight));
+        split.weights = weights(rollout, &app.ordinals(), u32::from(weight));
     }
     split
 }
 
-/// `share` per cent for the new Release, the rest for what else runs.
-fn weights(rollout: &Rollout, share: u32) -> Vec<Weight> {
+/// `share` per cent for the new Release, the rest for what else runs: each of these by the
+/// number of Instances that run it.
+fn weights(rollout: &Rollout, ordinals: &[Ordinal], share: u32) -> Vec<Weight> {
     let to = rollout.to.release;
-    let mut others: Vec<ReleaseNo> =
-        rollout.meanwhile.iter().flat_map(|lineup| lineup.releases()).collect();
-    others.sort_unstable();
-    others.dedup();
-    others.retain(|release| *release != to);
-    let parts = u32::try_from(others.len()).unwrap_or(u32::MAX).max(1);
+    let mut others: BTreeMap<ReleaseNo, u32> = BTreeMap::new();
+    for ordinal in ordinals {
+        let runs = rollout.meanwhile.as_ref().map(|lineup| lineup.of(*ordinal).release);
+        if let Some(release) = runs.filter(|release| *release != to) {
+            *others.entry(release).or_default() += 1;
+        }
+    }
     // In shares that divide without a rest.
+    let parts = others.values().sum::<u32>().max(1);
     let mut weights = vec![Weight { release: to, weight: share * parts }];
-    weights.extend(others.into_iter().map(|release| Weight { release, weight: 100 - share }));
+    weights.extend(
+        others.into_iter().map(|(release, n)| Weight { release, weight: (100 - share) * n }),
+    );
     weights
 }
