@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use crate::error::{Code, UserError};
 use crate::fleet::{Lineup, Revision};
 use crate::ids::{Digest, Generation, Ordinal, ReleaseNo, RolloutNo};
-use crate::manifest::{self, Manifest};
+use crate::manifest::{self, EnvName, Manifest};
 use crate::name::AppKey;
 use crate::rollout::{Paused, Phase, Rollout, RolloutKind};
 use crate::time::{Micros, Time};
@@ -66,6 +66,10 @@ pub struct Release {
     pub sidecars: BTreeMap<String, Digest>,
     /// Everything else.
     pub settings: Manifest,
+    /// Versions of the secrets that the settings name. Values are kept elsewhere.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, u32>)]
+    pub secrets: BTreeMap<EnvName, u32>,
     /// When it was made.
     pub created: Time,
     /// Who made it.

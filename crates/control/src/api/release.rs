@@ -119,6 +119,7 @@ impl Api {
         &self,
         app: &AppKey,
         number: ReleaseNo,
+            secrets: BTreeMap::new(),
     ) -> Result<Option<Release>, Problem> {
         match self.store.get::<Release>(&release_key(app, number)) {
             Ok(stored) => Ok(stored.map(|stored| stored.value)),

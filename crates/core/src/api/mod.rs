@@ -16,13 +16,14 @@ use crate::error::UserError;
 use crate::event::PhaseName;
 use crate::fleet::{Exit, Health, Revision, TrafficState};
 use crate::ids::{ContainerId, Digest, Generation, Ordinal, ReleaseNo, RolloutNo};
-use crate::manifest::Manifest;
+use crate::manifest::{EnvName, Manifest};
 use crate::name::AppKey;
 use crate::rollout::Rollout;
 use crate::time::{Micros, Time};
 
 /// Asks for a new Release of an App, and creates the App if there is none.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+use crate::secret::Secret;
 #[serde(deny_unknown_fields)]
 pub struct DeployRequest {
     /// Everything wanted, the image's reference included.
@@ -60,8 +61,61 @@ pub struct RestartRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScaleRequest {
-    /// How many.
-    pub instances: u32,
+    /// How many in the end; without it, those that are left.
+    #[serde(default)]
+    pub instances: Option<u32>,
+    /// Instances that go. The others keep their ordinals.
+    #[serde(default)]
+    pub remove: BTreeSet<Ordinal>,
+}
+
+/// How a Rollout is promoted. Other verbs of a Rollout have no wishes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SteerRequest {
+    /// Everything that is left at once, instead of the next batch.
+    #[serde(default)]
+    pub all: bool,
+}
+
+/// Gives a secret a value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRequest {
+    /// The value: 1 byte to 64 KiB of text without NUL. No answer ever holds it.
+    #[serde(serialize_with = "crate::secret::expose")]
+    #[schema(value_type = String, write_only)]
+    pub value: Secret,
+}
+
+/// A secret of an App. Its value is not shown, ever.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SecretView {
+    /// Its name, which is that of the variable it becomes.
+    #[schema(value_type = String)]
+    pub name: EnvName,
+    /// The version that a new Release gets.
+    pub version: u32,
+    /// When that was set.
+    pub set: Time,
+    /// By whom.
+    pub by: String,
+    /// The version that the App's present Release has, if it uses the secret.
+    pub used: Option<u32>,
+}
+
+/// What a change of a secret has led to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SecretChanged {
+    /// The secret.
+    #[schema(value_type = String)]
+    pub name: EnvName,
+    /// The version that a new Release gets; `None` once it is unset.
+    pub version: Option<u32>,
+    /// False: it was so already, and nothing was done.
+    pub changed: bool,
+    /// The Rollout that brings it to the App, where the App uses it.
+    pub accepted: Option<Accepted>,
 }
 
 /// Changes environment variables: a new Release that differs in them alone.
