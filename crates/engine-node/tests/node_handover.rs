@@ -134,6 +134,8 @@ async fn a_rollback_is_a_thaw_and_meets_the_same_process() {
     assert_eq!(Line::open(raw(&back), None).ask(), who);
     assert!(get(http(&back), "/count").starts_with("2 "), "it remembers");
     assert_eq!((node.phases(PhaseName::Thaw).len(), back.crashes), (1, 0));
+    let ready = node.phases(PhaseName::Ready).pop().unwrap();
+    assert_eq!(ready.revision.unwrap().run, 3, "told as a part of the rollback");
     // And there and back again: what stands still is another one each time.
     let second = node.until("the second stands still", |i| frozen(i).is_some()).await;
     assert_eq!(frozen(&second).unwrap().id, serving_id(&still));
@@ -161,11 +163,9 @@ async fn what_is_wanted_again_while_it_drains_goes_on_at_once() {
     node.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn two_never_write_to_one_disk() {
-    let node = Node::new('j').await;
-    let volume = json!({"volumes": [{"name": "data", "mount": "/data"}]});
-    let with = |settings: &mut Manifest| patch(settings, volume.clone());
+/// Changes a Release and asserts that at no time two run, and why people are told so.
+async fn one_after_the_other(node: Node, change: serde_json::Value) -> Fallback {
+    let with = |settings: &mut Manifest| patch(settings, change.clone());
     let releases = [(1, node.release("1", with).await), (2, node.release("2", with).await)];
     node.apply(&towards(&node.app, 1, (1, 1), &releases)).await;
     let first = node.until("the first serves", serves_run(1)).await;
@@ -181,14 +181,30 @@ async fn two_never_write_to_one_disk() {
         }
     }
     assert_eq!(most, 1);
-    let events = node.witness.events();
-    let told = events.iter().filter_map(|event| match &event.fact {
-        Fact::Fallback { because } => Some(because),
-        _ => None,
-    });
-    let because = Fallback::ExclusiveVolume { name: "data".into() };
-    assert_eq!(told.collect::<Vec<_>>(), [&because], "once, and not for the first start");
+    let events = node.witness.events().into_iter();
+    let mut told: Vec<Fallback> = events
+        .filter_map(|event| match event.fact {
+            Fact::Fallback { because } => Some(because),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told.len(), 1, "once, and not for the first start: {told:?}");
     node.end().await;
+    told.remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_never_write_to_one_disk() {
+    let volume = json!({"volumes": [{"name": "data", "mount": "/data"}]});
+    let because = one_after_the_other(Node::new('j').await, volume).await;
+    assert_eq!(because, Fallback::ExclusiveVolume { name: "data".into() });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_do_not_fit_into_the_memory_run_one_after_the_other() {
+    let limit = json!({"resources": {"memory": "4096Gi"}});
+    let because = one_after_the_other(Node::new('r').await, limit).await;
+    assert!(matches!(because, Fallback::Memory { needed, free } if needed == 4 << 40 && free > 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

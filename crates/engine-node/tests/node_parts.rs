@@ -8,7 +8,7 @@ use std::time::Instant;
 use futures_util::StreamExt;
 use node_harness::{Line, Node, PATIENCE, get, patch, towards};
 use serde_json::json;
-use stead_core::engine::{Engine, LogQuery};
+use stead_core::engine::{Engine, ExecOutput, ExecRequest, LogQuery};
 use stead_core::error::Code;
 use stead_core::event::{Fact, PhaseName};
 use stead_core::fleet::{ContainerSeen, ContainerState, Fleet, InstanceSeen, Part, ReleaseSpec};
@@ -127,6 +127,31 @@ async fn a_start_is_over_when_the_apps_own_program_has_ended_well() {
     let stopped = |i: &InstanceSeen| !i.mains().any(|c| c.revision.run == 2 && c.alive());
     let now = node.until("it is stopped", stopped).await;
     assert_eq!(now.serving().map(|c| &c.id), before.serving().map(|c| &c.id));
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_a_start_is_done_once() {
+    let mut node = Node::new('s').await;
+    let (source, digest) = node.image_of("python3", "1").await;
+    let python = |program: &str| json!(["/usr/bin/python3", "-c", program]);
+    let change = json!({
+        "source": source,
+        "lifecycle": {"post_start": python("open('/tmp/starts', 'a').write('x')")},
+        // Asked for the first time, it finds what was to be done before.
+        "health": {"startup": {"http": null, "exec": python("open('/tmp/starts')"), "timeout": "20s"}},
+    });
+    let mut release = node.release("1", |settings| patch(settings, change)).await;
+    (release.image, release.reference) = (digest, source);
+    node.apply(&towards(&node.app, 1, (1, 1), &[(1, release)])).await;
+    node.until("it serves", serves_run(1)).await;
+    node.restart().await;
+    node.until("it serves", serves_run(1)).await;
+    let argv = serde_json::from_value(python("print(open('/tmp/starts').read())")).unwrap();
+    let request = ExecRequest { argv, instance: None, tty: None, stdin: false };
+    let exec = node.engine().exec(&node.app, request).await.unwrap();
+    let output: Vec<ExecOutput> = exec.output.collect().await;
+    assert_eq!(output, [ExecOutput::Stdout(b"x\n".to_vec()), ExecOutput::Exit(0)]);
     node.end().await;
 }
 

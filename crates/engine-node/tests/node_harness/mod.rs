@@ -133,10 +133,15 @@ impl Node {
 
     /// An image of the sample service, in the registry.
     pub async fn image(&self, tag: &str) -> (String, Digest) {
-        let image = Catalogue::new().image("trivial", tag).unwrap();
+        self.image_of("trivial", tag).await
+    }
+
+    /// An image of the catalogue, in the registry.
+    pub async fn image_of(&self, name: &str, tag: &str) -> (String, Digest) {
+        let image = Catalogue::new().image(name, tag).unwrap();
         let registry = self.registry.as_ref().unwrap();
-        registry.push("trivial", tag, &image).unwrap();
-        let reference = registry.reference("trivial", tag);
+        registry.push(name, tag, &image).unwrap();
+        let reference = registry.reference(name, tag);
         let digest = self.engine().resolve(&reference).await.unwrap();
         (reference, digest)
     }
