@@ -103,12 +103,7 @@ impl Fleet {
     }
 
     /// Whether a Container can be brought to `revision` without a restart.
-    pub fn fits(
-        &self,
-        container: &ContainerSeen,
-        revision: Revision,
-        spec: &ReleaseSpec,
-    ) -> bool {
+    pub fn fits(&self, container: &ContainerSeen, revision: Revision, spec: &ReleaseSpec) -> bool {
         if container.revision == revision {
             return true;
         }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::stage::stages;
-use super::{Phase, Reach, Rollout};
+use super::{Phase, Reach};
 use crate::app::App;
-use crate::fleet::{Fleet, ReleaseSpec};
+use crate::fleet::{Fleet, Lineup, ReleaseSpec};
 use crate::ids::ReleaseNo;
 use crate::manifest::{Http, Park, Span};
 use crate::routes::{Rule, Split, Sticky, Weight};
@@ -102,6 +102,14 @@ pub fn wanted(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Wanted 
 /// How the requests are shared out: as the batch asks that is under way or was last through.
 fn split(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Split {
     let Some(rollout) = &app.rollout else { return Split::default() };
+    let same = |lineup: &Lineup| lineup.releases().any(|release| release == rollout.to.release);
+    if matches!(rollout.phase, Phase::Undoing { .. }) && !rollout.from.iter().any(same) {
+        // Clients leave the bad Release at once, wherever the old one serves already.
+        return Split {
+            weights: weights(&rollout.from, rollout.to.release, 0),
+            ..Split::default()
+        };
+    }
     let Some(spec) = releases.get(&rollout.to.release) else { return Split::default() };
     let rules = &spec.settings.rollout;
     let mut split = Split {
@@ -119,16 +127,14 @@ fn split(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Split {
         split.rules = vec![Rule { when: asked.matches.clone(), release: rollout.to.release }];
     }
     if let Some(weight) = asked.weight() {
-        split.weights = weights(rollout, u32::from(weight));
+        split.weights = weights(&rollout.meanwhile, rollout.to.release, u32::from(weight));
     }
     split
 }
 
-/// `share` per cent for the new Release, the rest for what else runs.
-fn weights(rollout: &Rollout, share: u32) -> Vec<Weight> {
-    let to = rollout.to.release;
-    let mut others: Vec<ReleaseNo> =
-        rollout.meanwhile.iter().flat_map(|lineup| lineup.releases()).collect();
+/// `share` per cent for the Release `to`, the rest for what `others` run.
+fn weights(others: &Option<Lineup>, to: ReleaseNo, share: u32) -> Vec<Weight> {
+    let mut others: Vec<ReleaseNo> = others.iter().flat_map(Lineup::releases).collect();
     others.sort_unstable();
     others.dedup();
     others.retain(|release| *release != to);
