@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use stead_core::engine::{Engine, Traffic};
+use stead_core::engine::{Engine, Secrets, Traffic};
 use stead_core::error::{Code, UserError};
 use stead_core::event::Events;
 use stead_core::name::AppKey;
@@ -19,9 +19,11 @@ use crate::api::{self, Api};
 use crate::auth::{BootstrapError, Tokens};
 use crate::clock;
 use crate::events::EventLog;
+use crate::figures::Figures;
 use crate::ledger::Ledgers;
 use crate::reconcile::Reconciler;
 use crate::reconcile::board::Board;
+use crate::secrets::Vault;
 use crate::store::{Document, Kind, Store, StoreError, Write};
 use crate::traffic::{GatewayNews, Publisher};
 
@@ -102,16 +104,20 @@ pub struct Control {
     store: Arc<Store>,
     publisher: Arc<Publisher>,
     ledgers: Arc<Ledgers>,
+    figures: Arc<Figures>,
     events: Arc<EventLog>,
+    vault: Arc<Vault>,
 }
 
 /// Hands what gateways tell to those who keep it.
 struct News {
     ledgers: Arc<Ledgers>,
+    figures: Arc<Figures>,
 }
 
 impl GatewayNews for News {
     fn report(&self, pid: u32, report: Report) {
+        self.figures.report(pid, &report, clock::now());
         self.ledgers.report(pid, report);
     }
 
@@ -134,10 +140,19 @@ impl Control {
         let events = EventLog::open(&config.data_dir.join("events.db"))?;
         let epoch = raise_epoch(&store).await?;
         let ledgers = Arc::new(Ledgers::load(&store)?);
-        let news = Arc::new(News { ledgers: Arc::clone(&ledgers) });
+        let figures = Arc::new(Figures::new(clock::now()));
+        let news = News { ledgers: Arc::clone(&ledgers), figures: Arc::clone(&figures) };
+        let news = Arc::new(news);
         let publisher = Publisher::new(epoch, news);
         publisher.expect(ledgers.gateways());
-        Ok(Self { config, store, publisher, ledgers, events })
+        let vault = Vault::new(Arc::clone(&store), config.data_dir.join("secrets.key"));
+        let vault = Arc::new(vault);
+        Ok(Self { config, store, publisher, ledgers, figures, events, vault })
+    }
+
+    /// For the engine: where it asks for values.
+    pub fn secrets(&self) -> Arc<dyn Secrets> {
+        Arc::clone(&self.vault) as Arc<dyn Secrets>
     }
 
     /// For the engine: where it attaches and drains.
@@ -159,7 +174,7 @@ impl Control {
         engine: Arc<dyn Engine>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), ControlError> {
-        let Self { config, store, publisher, ledgers, events } = self;
+        let Self { config, store, publisher, ledgers, figures, events, vault } = self;
         let listening = |what: &str| {
             let what = what.to_owned();
             move |source| ControlError::Listen { what, source }
@@ -171,24 +186,20 @@ impl Control {
         let board = Arc::new(Board::default());
         let reconciler = Arc::new(Reconciler {
             store: Arc::clone(&store),
-            engine: Arc::clone(&engine),
-            publisher: Arc::clone(&publisher),
+            engine,
+            publisher,
             ledgers: Arc::clone(&ledgers),
-            events: Arc::clone(&events),
-            board: Arc::clone(&board),
+            figures,
+            events,
+            board,
             violations: AtomicU64::new(0),
             began: clock::now(),
         });
         let (close, closing) = watch::channel(false);
         let api = Arc::new(Api {
-            store: Arc::clone(&store),
-            engine,
-            publisher,
-            ledgers: Arc::clone(&ledgers),
-            events,
-            board,
             reconciler: Arc::clone(&reconciler),
             tokens,
+            vault,
             http: config.http,
             temp_dir: temp_dir(&config),
             closing,

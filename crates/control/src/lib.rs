@@ -11,8 +11,11 @@ mod auth;
 mod clock;
 mod control;
 mod events;
+mod figures;
 mod ledger;
 mod reconcile;
+mod record;
+mod secrets;
 mod store;
 mod traffic;
 

@@ -13,8 +13,9 @@ use stead_core::rollout::{Phase, Rollout, RolloutKind};
 use stead_testkit::sim::SimMachine;
 use support::{Platform, app_path};
 
+/// The phase, with `done` for what is still watched.
 fn name(rollout: &Rollout) -> &'static str {
-    rollout.phase.name()
+    if rollout.phase.is_through() { "done" } else { rollout.phase.name() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -206,8 +207,10 @@ async fn minds_are_changed_on_the_way() {
     for verb in ["pause", "resume", "promote"] {
         let path = format!("{}/rollouts/current/{verb}", app_path("web"));
         let refused = client.refused(Method::POST, &path, json!({})).await;
-        assert_eq!(refused.error.code, Code::NotBuilt);
+        assert_eq!(refused.error.code, Code::Conflict, "nothing is under way");
     }
+    let path = format!("{}/rollouts/current/polish", app_path("web"));
+    assert_eq!(client.refused(Method::POST, &path, json!({})).await.error.code, Code::NotFound);
     assert_eq!(platform.engine.take_violations(), []);
     platform.stop().await;
 }

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use crate::error::{Code, UserError};
 use crate::fleet::{Lineup, Revision};
 use crate::ids::{Digest, Generation, Ordinal, ReleaseNo, RolloutNo};
-use crate::manifest::{self, Manifest};
+use crate::manifest::{self, EnvName, Manifest};
 use crate::name::AppKey;
 use crate::rollout::{Paused, Phase, Rollout, RolloutKind};
 use crate::time::{Micros, Time};
@@ -66,6 +66,10 @@ pub struct Release {
     pub sidecars: BTreeMap<String, Digest>,
     /// Everything else.
     pub settings: Manifest,
+    /// Versions of the secrets that the settings name. Values are kept elsewhere.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, u32>)]
+    pub secrets: BTreeMap<EnvName, u32>,
     /// When it was made.
     pub created: Time,
     /// Who made it.
@@ -331,10 +335,10 @@ impl App {
     /// Lets a paused Rollout go on, with its whole time again.
     pub fn resume(&mut self, now: Time) -> Result<(), UserError> {
         let key = self.key.clone();
-        let paused = self.rollout.as_mut().and_then(|rollout| rollout.paused.take());
-        if paused.is_none() {
+        let Some(rollout) = self.rollout.as_mut().filter(|rollout| rollout.is_paused()) else {
             return Err(nothing_under_way(&key, "no rollout of it is paused"));
-        }
+        };
+        rollout.paused = None;
         self.generation = self.generation.next();
         self.count_anew(now);
         Ok(())
@@ -446,10 +450,10 @@ impl App {
 
     /// What a Rollout has come to is counted from here on.
     fn count_anew(&mut self, now: Time) {
-        if let Some(Rollout { phase: Phase::Progressing { done, since, .. }, .. }) =
-            &mut self.rollout
-        {
-            (*done, *since) = (0, now);
+        match self.rollout.as_mut().map(|rollout| &mut rollout.phase) {
+            Some(Phase::Progressing { done, since, .. }) => (*done, *since) = (0, now),
+            Some(Phase::Undoing { since, .. }) => *since = now,
+            _ => {}
         }
     }
 

@@ -9,10 +9,12 @@ use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::error::UserError;
+use crate::error::{Code, UserError};
 use crate::fleet::{Fleet, FleetSeen, Revision};
 use crate::ids::{ContainerId, Digest, Generation, Ordinal};
+use crate::manifest::EnvName;
 use crate::name::AppKey;
+use crate::secret::Secret;
 use crate::time::Time;
 
 /// What an engine can do.
@@ -247,4 +249,25 @@ pub trait Traffic: Send + Sync {
 
     /// Sends no new requests; returns once none is open, or after `drain`.
     async fn detach(&self, app: &AppKey, container: &ContainerId, drain: Duration) -> Drained;
+}
+
+/// The values of secrets, as an engine sees them. It asks when it prepares a Container, keeps
+/// none, and is told by a Release which version of which is meant.
+pub trait Secrets: Send + Sync {
+    /// The value of one version.
+    ///
+    /// # Errors
+    /// Why it cannot be had. It never says anything of a value.
+    fn value(&self, app: &AppKey, name: &EnvName, version: u32) -> Result<Secret, UserError>;
+}
+
+/// For an engine whose Apps have no secrets.
+#[derive(Debug, Clone, Copy)]
+pub struct NoSecrets;
+
+impl Secrets for NoSecrets {
+    fn value(&self, app: &AppKey, name: &EnvName, version: u32) -> Result<Secret, UserError> {
+        let message = format!("nobody keeps version {version} of secret {name} of app {app}");
+        Err(UserError::new(Code::Internal, message, "see the log of `stead serve`"))
+    }
 }

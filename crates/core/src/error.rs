@@ -119,6 +119,8 @@ codes! {
     NotBuilt = "STEAD-R005", BadInput;
     /// The caller gave no token, or one that is unknown or expired.
     Unauthenticated = "STEAD-R006", Denied;
+    /// The manifest names a secret that has no value.
+    SecretUnset = "STEAD-R007", BadInput;
 
     /// The image does not exist in the registry.
     ImageNotFound = "STEAD-I001", Failed;
@@ -164,6 +166,8 @@ codes! {
     MachineUnfit = "STEAD-P003", Failed;
     /// An error inside stead. A bug.
     Internal = "STEAD-P004", Failed;
+    /// Secrets cannot be read: their key is missing, readable by others, or another one.
+    SecretsLocked = "STEAD-P005", Failed;
 }
 
 impl fmt::Display for Code {

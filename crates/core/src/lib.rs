@@ -16,4 +16,5 @@ pub mod manifest;
 pub mod name;
 pub mod rollout;
 pub mod routes;
+pub mod secret;
 pub mod time;

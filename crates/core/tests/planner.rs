@@ -11,7 +11,7 @@ use stead_core::fleet::{
 };
 use stead_core::ids::{ContainerId, Ordinal};
 use stead_core::invariants::{check_plan, check_world};
-use stead_core::manifest::{Amount, RestartPolicy, Strategy as Change};
+use stead_core::manifest::{Amount, Effect, RestartPolicy, Strategy as Change};
 use stead_core::time::{Micros, Time};
 use worlds::*;
 
@@ -423,4 +423,18 @@ fn back_off_grows_to_its_cap() {
     assert_eq!(backoff(3), Micros::from_millis(500));
     assert!((2..40).all(|n| backoff(n) <= backoff(n + 1)));
     assert_eq!(backoff(u32::MAX), stead_core::fleet::RESTART_BACKOFF_CAP);
+}
+
+#[test]
+fn another_version_of_a_secret_restarts_the_app_and_no_sidecar() {
+    let with = |version: u32| {
+        let mut spec = spec(1, |_| {});
+        spec.secrets.insert("DB_PASSWORD".parse().expect("a name"), version);
+        spec
+    };
+    let (old, new) = (with(1), with(2));
+    assert_eq!(new.effect_on(&Part::Main, &old), Effect::RestartContainer);
+    assert_eq!(new.effect_on(&Part::Main, &new.clone()), Effect::None);
+    assert_eq!(old.effect_on(&Part::Main, &spec(1, |_| {})), Effect::RestartContainer);
+    assert_eq!(new.shape(), old.shape(), "the sandbox stays");
 }

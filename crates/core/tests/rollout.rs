@@ -288,7 +288,7 @@ fn restarting_one_of_a_held_release_stays_with_that_release() {
     deploy(&mut app, 2);
     progress(&mut app);
     let why = UserError::new(Code::NeverReady, "it failed", "look");
-    app.enter(Phase::Held { at: NOW, why, lineup: app.lineup() });
+    app.enter(Phase::Held { at: NOW, why, lineup: app.lineup(), batch: None });
     restart_one(&mut app, 0);
     assert_eq!(fleet(&app).wanted(Ordinal(1)), Some(revision(2, 2)));
     progress(&mut app);
@@ -430,7 +430,7 @@ fn do_to(app: &mut App, verb: &Verb) -> bool {
                 app.active().is_some_and(|rollout| rollout.phase.name() == "progressing");
             if progressing {
                 let why = UserError::new(Code::NeverReady, "it failed", "look");
-                app.enter(Phase::Held { at: NOW, why, lineup: app.lineup() });
+                app.enter(Phase::Held { at: NOW, why, lineup: app.lineup(), batch: None });
             }
             progressing
         }

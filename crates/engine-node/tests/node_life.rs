@@ -1,177 +1,20 @@
 //! What the node engine makes of Containers and holders that end, and of what they leave.
 #![allow(clippy::unwrap_used)]
 
-use std::net::Ipv4Addr;
+mod node_harness;
+
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use node_harness::{Node, PATIENCE, health, patch};
 use stead_core::engine::{Engine, ExecRequest};
 use stead_core::event::Fact;
-use stead_core::fleet::{
-    ContainerState, Fleet, FleetSeen, Health, InstanceSeen, Lineup, ReleaseSpec, Revision,
-};
-use stead_core::ids::{ContainerId, Generation, Ordinal};
+use stead_core::fleet::{ContainerState, Fleet, Health, InstanceSeen, Lineup, Revision};
+use stead_core::ids::Generation;
 use stead_core::manifest::{Manifest, Probe, Startup};
-use stead_core::name::AppKey;
-use stead_engine_node::image::StoreOptions;
-use stead_engine_node::sandbox::HostConfig;
-use stead_engine_node::{NodeConfig, NodeEngine};
-use stead_testkit::contract::{Seen, Witness};
-use stead_testkit::images::Catalogue;
-use stead_testkit::registry::Registry;
-use stead_testkit::sim::{app_key, fleet, release_of, settings};
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// An engine with folders, names, a registry and an App of its own.
-struct Node {
-    engine: Option<NodeEngine>,
-    config: NodeConfig,
-    witness: Arc<Witness>,
-    registry: Option<Registry>,
-    app: AppKey,
-    _dir: tempfile::TempDir,
-}
-
-impl Node {
-    async fn new(letter: char) -> Self {
-        let dir = tempfile::Builder::new().prefix("stead-life-").tempdir().unwrap();
-        let (data_dir, run_dir) = (dir.path().join("data"), dir.path().join("run"));
-        let pid = (std::process::id() % 251) as u8;
-        let config = NodeConfig {
-            host: HostConfig {
-                run_dir: run_dir.clone(),
-                data_dir: data_dir.clone(),
-                name: format!("{letter}{}", std::process::id() % 1_000_000),
-                subnet: Ipv4Addr::new(10, 20 + (letter as u8 - b'a') * 12 + pid % 12, 0, 0),
-                pool: 0,
-                ..HostConfig::default()
-            },
-            images: StoreOptions::default(),
-            data_dir,
-            run_dir,
-        };
-        let registry = tokio::task::spawn_blocking(Registry::start).await.unwrap().unwrap();
-        let (witness, app) = (Arc::new(Witness::default()), app_key("life"));
-        let registry = Some(registry);
-        let mut node = Self { engine: None, config, witness, registry, app, _dir: dir };
-        node.open().await;
-        node
-    }
-
-    /// Opens the engine; one before it may need a moment to let go of its locks.
-    async fn open(&mut self) {
-        let begun = Instant::now();
-        while self.engine.is_none() {
-            let (config, witness) = (self.config.clone(), self.witness.clone());
-            match NodeEngine::open(config, witness.clone(), witness).await {
-                Ok(engine) => self.engine = Some(engine),
-                Err(error) if error.message.contains("another") => {
-                    assert!(begun.elapsed() < PATIENCE, "{error}");
-                    tokio::task::yield_now().await;
-                }
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-
-    fn engine(&self) -> &NodeEngine {
-        self.engine.as_ref().unwrap()
-    }
-
-    /// One Instance of an image of the catalogue.
-    async fn run(&self, tag: &str, change: impl FnOnce(&mut Manifest)) -> Fleet {
-        let release = self.release(tag, change).await;
-        let fleet = fleet(&self.app, 1, 1, (1, 0), &[(1, release)]);
-        self.engine().apply(fleet.clone()).await.unwrap();
-        fleet
-    }
-
-    async fn release(&self, tag: &str, change: impl FnOnce(&mut Manifest)) -> ReleaseSpec {
-        let image = Catalogue::new().image("trivial", tag).unwrap();
-        let registry = self.registry.as_ref().unwrap();
-        registry.push("trivial", tag, &image).unwrap();
-        let reference = registry.reference("trivial", tag);
-        let digest = self.engine().resolve(&reference).await.unwrap();
-        let mut settings = settings(&self.app, &reference);
-        let startup = r#"{"http": "/healthz", "timeout": "10s"}"#;
-        settings.health.startup = Some(serde_json::from_str(startup).unwrap());
-        change(&mut settings);
-        release_of(settings, digest)
-    }
-
-    async fn until(&self, what: &str, good: impl Fn(&InstanceSeen) -> bool) -> InstanceSeen {
-        let begun = Instant::now();
-        loop {
-            let seen: FleetSeen = self.engine().observe(&self.app).await.unwrap();
-            match seen.instances.get(&Ordinal(0)) {
-                Some(instance) if good(instance) => return instance.clone(),
-                _ => assert!(begun.elapsed() < PATIENCE, "not so: {what}; seen {seen:?}"),
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    }
-
-    async fn serving(&self, but: Option<&ContainerId>) -> InstanceSeen {
-        self.until("it serves", |i| i.serving().is_some_and(|c| Some(&c.id) != but)).await
-    }
-
-    /// The control groups of this engine, on the v2 tree, whose path holds `part`.
-    fn groups(&self, part: &str) -> Vec<PathBuf> {
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        let unified = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
-        let unified = Path::new(unified.unwrap().split(' ').nth(1).unwrap());
-        let mut folders: Vec<PathBuf> = vec![unified.join(&self.config.host.name)];
-        let mut found = Vec::new();
-        while let Some(folder) = folders.pop() {
-            let inside = std::fs::read_dir(&folder).unwrap().flatten();
-            folders.extend(inside.filter(|e| e.path().is_dir()).map(|e| e.path()));
-            if folder.to_str().unwrap().contains(part) {
-                found.push(folder);
-            }
-        }
-        found
-    }
-
-    /// Kills everything in them.
-    fn kill(&self, part: &str) {
-        let mut killed = 0;
-        for folder in self.groups(part) {
-            let processes = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap();
-            for pid in processes.lines().map(|pid| pid.parse().unwrap()) {
-                let pid = rustix::process::Pid::from_raw(pid).unwrap();
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                killed += 1;
-            }
-        }
-        assert!(killed > 0, "nothing of {part} runs");
-    }
-
-    async fn end(mut self) {
-        self.engine().destroy_all().await.unwrap();
-        let registry = self.registry.take();
-        tokio::task::spawn_blocking(move || drop(registry)).await.unwrap();
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        // Only after a failure; a test that went well has ended it.
-        if let (true, Some(engine)) = (std::thread::panicking(), self.engine.take()) {
-            let handle = tokio::runtime::Handle::current();
-            let _ = tokio::task::block_in_place(|| handle.block_on(engine.destroy_all()));
-        }
-    }
-}
-
-fn health(instance: &InstanceSeen) -> Option<Health> {
-    instance.containers.iter().find_map(|container| match container.state {
-        ContainerState::Running { health, .. } => Some(health),
-        _ => None,
-    })
-}
+use stead_engine_node::NodeConfig;
+use stead_testkit::contract::Seen;
+use stead_testkit::sim::fleet;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_end_while_serve_is_away_is_told_counted_and_made_good() {
@@ -247,7 +90,10 @@ fn now_micros() -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn however_often_serve_ends_amid_its_work_nothing_is_left_over() {
     let mut node = Node::new('e').await;
-    let releases = [(1, node.release("1", |_| {}).await), (2, node.release("2", |_| {}).await)];
+    let brief = |settings: &mut Manifest| {
+        patch(settings, serde_json::json!({"rollout": {"keep_previous": "100ms"}}));
+    };
+    let releases = [(1, node.release("1", brief).await), (2, node.release("2", brief).await)];
     let mut wanted = fleet(&node.app, 1, 1, (1, 0), &releases);
     for round in 0..24 {
         wanted.generation = Generation(u64::from(round) + 1);

@@ -139,12 +139,12 @@ impl App {
     ) -> Option<HeaderValue> {
         let view = self.view.load();
         let age = view.shares.sticky().filter(|_| wait.met != Some(release))?;
-        let covers = |prefix: &&Box<str>| {
-            let rest = path.strip_prefix(&***prefix);
+        let covers = |prefix: &&str| {
+            let rest = path.strip_prefix(*prefix);
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        let prefix = view.prefixes.iter().find(covers);
-        Some(sticky::keep(release, age, prefix.map_or("", |prefix| prefix), tls))
+        let prefix = view.prefixes.iter().map(|prefix| &**prefix).find(covers);
+        Some(sticky::keep(release, age, prefix.unwrap_or_default(), tls))
     }
 
     /// A claim on a Backend, after waiting for one if need be.

@@ -239,6 +239,7 @@ mod tests {
                 message: None,
             },
             why: "as planned".into(),
+            stopped: false,
             instances: 1,
             done,
             pull: None,

@@ -7,7 +7,7 @@ use proptest::test_runner::TestRunner;
 use stead_core::time::Micros;
 use stead_testkit::sim::{Action, Deployment, Fault, Log, replay, run};
 
-const IMAGES: [&str; 11] = [
+const IMAGES: [&str; 13] = [
     "ready",
     "ready",
     "ready",
@@ -19,22 +19,56 @@ const IMAGES: [&str; 11] = [
     "crash-later",
     "oom",
     "cannot-start",
+    "bad-hook",
+    "endless-hook",
 ];
 const ABSENT: [&str; 2] = ["refused", "registry-down"];
 
-fn deployment(images: &'static [&'static str]) -> impl Strategy<Value = Deployment> {
-    let rare = prop::bool::weighted(0.15);
+/// Releases of some images; how they are to come, and what comes with them, is anything.
+fn deployment(
+    images: &'static [&'static str],
+    sidecars: &'static [&'static str],
+) -> impl Strategy<Value = Deployment> {
+    use stead_core::manifest::Strategy::{Handover, InPlace, Recreate};
+    let rare = || prop::bool::weighted(0.15);
     let often = prop::bool::weighted(0.8);
-    (prop::sample::select(images), 0..6u8, rare, rare, often, 0..3u32).prop_map(
-        |(image, tag, recreate, volume, auto_rollback, max_unavailable)| Deployment {
+    let strategy = prop_oneof![
+        6 => Just(Handover),
+        2 => Just(InPlace),
+        1 => Just(Recreate),
+    ];
+    let what = (prop::sample::select(images), 0..6u8, strategy, rare(), often, 0..3u32);
+    let stages = prop_oneof![3 => Just(1u32), 2 => 2..5u32];
+    let weight = prop::option::weighted(0.2, prop::sample::select(vec![0u8, 10, 50]));
+    let partition = prop_oneof![5 => Just(0u32), 1 => 1..3u32];
+    let how = (stages, rare(), partition, weight, prop_oneof![3 => Just(0u32), 1 => 1..3u32]);
+    let keep = prop::sample::select(vec![0, 0, 500, 5000]).prop_map(Micros::from_millis);
+    let watch = prop::sample::select(vec![0, 0, 400]).prop_map(Micros::from_millis);
+    let sidecar = prop::option::weighted(0.2, (prop::sample::select(sidecars), 0..2u8));
+    let with = (keep, watch, prop::bool::weighted(0.3), sidecar, 1..3u64);
+    (what, how, with).prop_map(|(what, how, with)| {
+        let (image, tag, strategy, volume, auto_rollback, max_unavailable) = what;
+        let (batches, manual, partition, weight, max_surge) = how;
+        let (keep, watch, hooks, sidecar, memory) = with;
+        Deployment {
             image: image.into(),
             tag,
-            recreate,
+            strategy,
             volume,
             auto_rollback,
             max_unavailable,
-        },
-    )
+            max_surge,
+            batches,
+            manual,
+            partition,
+            weight,
+            keep,
+            watch,
+            hooks,
+            sidecar: sidecar.map(|(image, tag)| format!("sim/{image}:s{tag}")),
+            memory: memory * 64,
+        }
+    })
 }
 
 fn length(millis: std::ops::Range<u64>) -> impl Strategy<Value = Micros> {
@@ -45,12 +79,17 @@ fn length(millis: std::ops::Range<u64>) -> impl Strategy<Value = Micros> {
 fn calm() -> impl Strategy<Value = Action> {
     prop_oneof![
         12 => length(1..3000).prop_map(Action::Wait),
-        8 => deployment(&IMAGES[..6]).prop_map(Action::Deploy),
+        8 => deployment(&IMAGES[..6], &IMAGES[..6]).prop_map(Action::Deploy),
         2 => Just(Action::Rollback),
         2 => Just(Action::Restart),
         2 => (0..4u32).prop_map(Action::RestartOne),
         3 => (1..5u32).prop_map(Action::Scale),
         2 => Just(Action::Abort),
+        1 => Just(Action::Pause),
+        2 => Just(Action::Resume),
+        2 => prop::bool::weighted(0.3).prop_map(|all| Action::Promote { all }),
+        1 => Just(Action::Worse),
+        1 => prop::sample::select(vec![8, 40, 100, 4000]).prop_map(Action::Memory),
         1 => Just(Action::Stop),
         2 => Just(Action::Start),
         1 => length(1..2000).prop_map(Action::LoseHints),
@@ -68,8 +107,9 @@ fn anything() -> impl Strategy<Value = Action> {
     ]);
     prop_oneof![
         20 => calm(),
-        4 => deployment(&IMAGES).prop_map(Action::Deploy),
-        1 => deployment(&ABSENT).prop_map(Action::Deploy),
+        4 => deployment(&IMAGES, &IMAGES[..11]).prop_map(Action::Deploy),
+        1 => deployment(&ABSENT, &IMAGES[..1]).prop_map(Action::Deploy),
+        2 => (0..5u32).prop_map(Action::Remove),
         4 => (0..4u32, fault).prop_map(|(ordinal, fault)| Action::Fault(ordinal, fault)),
         2 => length(1..1500).prop_map(Action::CrashServe),
         2 => length(1..1500).prop_map(Action::CrashControl),
@@ -115,16 +155,7 @@ fn every_world_keeps_the_invariants_and_comes_to_rest() {
 
 #[test]
 fn a_log_repeats_itself() {
-    let deploy = |tag| {
-        Action::Deploy(Deployment {
-            image: "ready".into(),
-            tag,
-            recreate: false,
-            volume: false,
-            auto_rollback: true,
-            max_unavailable: 0,
-        })
-    };
+    let deploy = |tag| Action::Deploy(Deployment { tag, ..Deployment::default() });
     let wait = || Action::Wait(Micros::from_millis(2000));
     let log = Log { seed: 5, actions: vec![deploy(1), wait(), deploy(2), wait(), Action::Restart] };
     let outcome = run(&log).unwrap();

@@ -210,6 +210,10 @@ impl Service {
                     None => Response::text(400, "`to` is missing\n"),
                 }
             }
+            "/tcp/close" => {
+                self.kept.close(&parameter::<String>(query, "name").unwrap_or_default());
+                Response::text(200, "closed\n")
+            }
             "/tcp/load" => match parameter(query, "to") {
                 Some(to) => {
                     self.load.begin(to);
@@ -218,6 +222,11 @@ impl Service {
                 None => Response::text(400, "`to` is missing\n"),
             },
             "/tcp/report" => Response::text(200, self.load.report()),
+            // For lifecycle hooks: the output says who was asked, and in what order.
+            _ if path.starts_with("/hook/") => {
+                println!("{path} on {}", self.settings.version);
+                Response::text(200, "noted\n")
+            }
             "/exit" if request.method == "POST" => {
                 process::exit(parameter(query, "code").unwrap_or(1))
             }

@@ -63,6 +63,11 @@ impl Kept {
         connections.insert(name.to_owned(), connection);
         Ok(answer)
     }
+
+    /// Hangs up.
+    pub(crate) fn close(&self, name: &str) {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
 }
 
 fn open(to: SocketAddr) -> io::Result<BufReader<TcpStream>> {

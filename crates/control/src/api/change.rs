@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
 use stead_core::api::Accepted;
-use stead_core::app::App;
+use stead_core::app::{App, Release};
 use stead_core::error::{Code, UserError};
 use stead_core::event::Fact;
 use stead_core::ids::{Generation, RolloutNo};
@@ -19,10 +19,11 @@ use super::{Api, no_app};
 use crate::auth::Caller;
 use crate::clock;
 use crate::reconcile::note;
-use crate::store::{StoreError, Versioned, Write, rollout_key};
+use crate::record;
+use crate::store::{StoreError, Versioned, Write};
 
 /// How often a change is decided anew when others commit at the same time.
-const ATTEMPTS: usize = 50;
+pub(super) const ATTEMPTS: usize = 50;
 
 /// What a verb decided.
 pub(super) struct Decision {
@@ -30,8 +31,17 @@ pub(super) struct Decision {
     pub(super) app: App,
     /// Documents that are committed with it.
     pub(super) beside: Vec<Write>,
+    /// The Release that is made with it.
+    pub(super) release: Option<Release>,
     /// What was done, for people: a clause without a subject.
     pub(super) what: String,
+}
+
+impl Decision {
+    /// A change of the App alone.
+    pub(super) fn of(app: App, what: impl Into<String>) -> Self {
+        Self { app, beside: Vec::new(), release: None, what: what.into() }
+    }
 }
 
 /// The generation that the caller's change was made for, if they named one.
@@ -106,7 +116,7 @@ impl Api {
                 return Err(being_deleted(key).into());
             }
             let decided = decide(before.clone())?;
-            let Some(Decision { app, beside, what }) =
+            let Some(Decision { app, beside, release, what }) =
                 decided.filter(|decision| Some(decision.app.generation) != seen)
             else {
                 let app = before.ok_or_else(|| no_app(key))?;
@@ -115,15 +125,16 @@ impl Api {
             };
             let mut writes = vec![Write::app(seen, &app)?];
             writes.extend(beside);
-            let active = before.as_ref().and_then(App::active);
-            if let Some(over) = active.and_then(|active| what_became(active, &app)) {
-                writes.push(Write::set(rollout_key(key, over.number), &over)?);
-            }
+            let (turns, over) = self.turns(before.as_ref(), &app, release.as_ref(), &what, caller)?;
+            writes.extend(turns);
             match self.store.commit(writes).await {
                 Ok(()) => {
                     let by = caller.name.clone();
                     tracing::info!(app = %key, by, what, generation = %app.generation, "changed");
                     note(&self.events, key, Fact::Changed { by, what });
+                    if let Some(over) = over {
+                        self.finish_record(key, over);
+                    }
                     let was = before.and_then(|before| before.rollout);
                     let changed = app.rollout.as_ref().filter(|now| was.as_ref() != Some(*now));
                     return Ok(Committed(accepted(&app, changed.map(|rollout| rollout.number))));
@@ -132,12 +143,40 @@ impl Api {
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(UserError::new(
-            Code::Conflict,
-            format!("app {key} is being changed by others without a pause"),
-            "try again",
-        )
-        .into())
+        Err(busy(key).into())
+    }
+}
+
+impl Api {
+    /// What the records of Rollouts say of a change, and the Rollout that it ends.
+    fn turns(
+        &self,
+        before: Option<&App>,
+        app: &App,
+        release: Option<&Release>,
+        what: &str,
+        caller: &Caller,
+    ) -> Result<(Vec<Write>, Option<RolloutNo>), Problem> {
+        let (key, by) = (&app.key, Some(caller.name.as_str()));
+        let was = before.and_then(|before| before.rollout.as_ref());
+        let number = |rollout: &Rollout| rollout.number;
+        let mut writes = Vec::new();
+        let mut over = None;
+        if app.rollout.as_ref().map(number) == was.map(number) {
+            if let Some(now) = app.rollout.as_ref().filter(|now| was != Some(*now)) {
+                writes.push(record::turn(&self.store, key, now, what, by, None)?);
+                over = now.phase.is_final().then_some(now.number);
+            }
+            return Ok((writes, over));
+        }
+        if let Some(was) = before.and_then(App::active) {
+            let was = superseded(was);
+            let why = "a newer change took its place";
+            writes.push(record::turn(&self.store, key, &was, why, by, None)?);
+            over = Some(was.number);
+        }
+        writes.extend(self.begin_record(before, app, release, &caller.name)?);
+        Ok((writes, over))
     }
 }
 
@@ -150,12 +189,15 @@ fn accepted(app: &App, rollout: Option<RolloutNo>) -> Accepted {
     }
 }
 
-/// The Rollout that was under way before the change, if it is over now.
-fn what_became(before: &Rollout, app: &App) -> Option<Rollout> {
-    match &app.rollout {
-        Some(now) if now.number == before.number => now.phase.is_final().then(|| now.clone()),
-        _ => Some(Rollout { phase: Phase::Superseded { at: clock::now() }, ..before.clone() }),
-    }
+/// What becomes of a Rollout that another takes the place of.
+fn superseded(rollout: &Rollout) -> Rollout {
+    let at = clock::now();
+    let phase = match rollout.phase {
+        // It had come to its end; only the watch is cut short.
+        Phase::Watching { .. } => Phase::Done { at },
+        _ => Phase::Superseded { at },
+    };
+    Rollout { phase, ..rollout.clone() }
 }
 
 fn matches_expected(
@@ -174,6 +216,14 @@ fn matches_expected(
         }
         _ => Ok(()),
     }
+}
+
+pub(super) fn busy(key: &AppKey) -> UserError {
+    UserError::new(
+        Code::Conflict,
+        format!("app {key} is being changed by others without a pause"),
+        "try again",
+    )
 }
 
 fn being_deleted(key: &AppKey) -> UserError {

@@ -5,14 +5,13 @@ use serde::Deserialize;
 use stead_core::api::{Accepted, DeployRequest, EnvRequest, ProblemJson};
 use stead_core::error::{Code, UserError};
 use stead_core::event::{Fact, PhaseName};
-use stead_core::ids::Digest;
 use stead_core::name::{AppKey, NamespaceName};
 use stead_core::rollout::RolloutKind;
 
 use super::change::{Committed, IfMatch};
 use super::platform::Namespace;
 use super::problem::Problem;
-use super::release::{Author, changed_env, read_manifest};
+use super::release::{Author, Images, changed_env, read_manifest};
 use super::request::Body;
 use super::verbs::nothing_released;
 use super::{Api, AppPath, Handle};
@@ -55,10 +54,11 @@ pub(super) async fn deploy(
     api.enter_namespace(&key)?;
     // Before the registry is asked; what counts is asked again with the commit.
     api.claim_hosts(&key, &manifest)?;
-    let (digest, here) = tokio::join!(api.engine.resolve(&manifest.source), api.images_here());
-    let digest = digest?;
+    api.vault.hold(&key, &manifest.secrets)?;
+    let (images, here) = tokio::join!(api.resolve(&manifest), api.images_here());
+    let images = images?;
     let took = clock::now().since(asked);
-    let image_here = here.contains(&digest);
+    let image_here = images.all_in(&here);
     let author = Author { by: caller.name.clone(), message: request.message, asked };
     let committed = api
         .change_or_create(&caller, &key, if_match, |app| {
@@ -67,10 +67,12 @@ pub(super) async fn deploy(
                 Some(_) => None,
             };
             let claimed = api.claim_hosts(&key, &manifest)?;
+            let (secrets, held) = api.vault.hold(&key, &manifest.secrets)?;
+            let images = Images { secrets, ..images.clone() };
             let kind = RolloutKind::Deploy;
             let mut decision =
-                api.decide_release(app, &manifest, &digest, &author, kind, image_here)?;
-            decision.beside.extend(entered.into_iter().chain(claimed));
+                api.decide_release(app, &manifest, &images, &author, kind, image_here)?;
+            decision.beside.extend(entered.into_iter().chain(claimed).chain(held));
             Ok(Some(decision))
         })
         .await?;
@@ -91,10 +93,7 @@ pub(super) async fn change_env(
 ) -> Result<Committed, Problem> {
     let key = path.key()?;
     let author = Author { by: caller.name.clone(), message: None, asked: clock::now() };
-    let image_here = match api.current_image(&key)? {
-        Some(image) => api.images_here().await.contains(&image),
-        None => false,
-    };
+    let here = api.images_here().await;
     api.change(&caller, &key, if_match, |app| {
         // A Release on its way is changed, not lost.
         let heading = app.heading().ok_or_else(|| nothing_released(&key))?;
@@ -104,8 +103,10 @@ pub(super) async fn change_env(
             return Ok(None);
         }
         let kind = RolloutKind::Config;
+        let images = Images::of(&current);
+        let image_here = images.all_in(&here);
         let mut decision =
-            api.decide_release(Some(app), &manifest, &current.image, &author, kind, image_here)?;
+            api.decide_release(Some(app), &manifest, &images, &author, kind, image_here)?;
         let names: Vec<_> = request.set.keys().chain(&request.unset).cloned().collect();
         // Values may be confidential; names are not.
         decision.what = format!("changed the environment: {}", names.join(", "));
@@ -116,7 +117,7 @@ pub(super) async fn change_env(
 
 impl Api {
     /// What a new App writes beside itself, so that its Namespace cannot go at the same time.
-    fn enter_namespace(&self, key: &AppKey) -> Result<Option<Write>, Problem> {
+    pub(super) fn enter_namespace(&self, key: &AppKey) -> Result<Option<Write>, Problem> {
         let name = &key.namespace;
         if *name == NamespaceName::default() {
             return Ok(None);
@@ -130,10 +131,5 @@ impl Api {
             )
             .into()),
         }
-    }
-
-    fn current_image(&self, key: &AppKey) -> Result<Option<Digest>, Problem> {
-        let Some(heading) = self.app(key)?.value.heading() else { return Ok(None) };
-        Ok(self.release(key, heading.release)?.map(|release| release.image))
     }
 }

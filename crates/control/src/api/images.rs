@@ -104,7 +104,10 @@ pub(super) async fn prune(State(api): Handle) -> Result<Json<Pruned>, Problem> {
     let mut keep = BTreeSet::new();
     for stored in listing.found {
         for number in stored.value.releases_needed() {
-            keep.extend(api.release(&stored.value.key, number)?.map(|release| release.image));
+            if let Some(release) = api.release(&stored.value.key, number)? {
+                keep.insert(release.image);
+                keep.extend(release.sidecars.into_values());
+            }
         }
     }
     let keep: Vec<_> = keep.into_iter().collect();

@@ -7,7 +7,8 @@ use axum::extract::{Path, State};
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use stead_core::api::{
-    AppView, EnvView, InstanceView, LedgerView, ProblemJson, ReleaseView, Waterfall,
+    AppView, Bar, EnvView, InstanceView, LedgerView, ProblemJson, Record, ReleaseView, RolloutView,
+    Waterfall,
 };
 use stead_core::app::{App, Release};
 use stead_core::engine::Usage;
@@ -23,7 +24,7 @@ use super::problem::Problem;
 use super::request::Params;
 use super::{Api, AppPath, Handle, view};
 use crate::events::waterfall;
-use crate::store::rollout_key;
+use crate::record;
 
 /// The Apps of a Namespace.
 #[utoipa::path(get, path = "/api/v1/namespaces/{ns}/apps", tag = "look",
@@ -97,9 +98,9 @@ pub(super) async fn instances(
     Path(path): Path<AppPath>,
 ) -> Result<Json<Vec<InstanceView>>, Problem> {
     let app = api.app(&path.key()?)?.value;
-    let wanted = if app.stopped || app.deleted { 0 } else { app.instances };
+    let wanted = if app.stopped || app.deleted { Vec::new() } else { app.ordinals() };
     let seen = api.engine.observe(&app.key).await?;
-    Ok(Json(view::instances(wanted, &seen)))
+    Ok(Json(view::instances(&wanted, &seen)))
 }
 
 /// The App's Releases, newest first.
@@ -120,28 +121,55 @@ pub(super) async fn releases(
     Ok(Json(views.collect()))
 }
 
-/// The App's Rollouts, newest first.
+/// The App's Rollouts, newest first: the last ones, or with `before` those before that one.
 #[utoipa::path(get, path = "/api/v1/namespaces/{ns}/apps/{app}/rollouts", tag = "look",
-    params(("ns" = String, Path), ("app" = String, Path)),
+    params(("ns" = String, Path), ("app" = String, Path), RolloutsQuery),
     responses((status = 200, body = Vec<Rollout>), (status = "default", body = ProblemJson)))]
 pub(super) async fn rollouts(
     State(api): Handle,
     Path(path): Path<AppPath>,
+    Params(query): Params<RolloutsQuery>,
 ) -> Result<Json<Vec<Rollout>>, Problem> {
-    Ok(Json(api.rollouts(&api.app(&path.key()?)?.value)?))
+    let all = api.records(&api.app(&path.key()?)?.value)?;
+    let rollouts = all.into_iter().map(|record| record.rollout);
+    let wanted = rollouts.filter(|one| query.before.is_none_or(|before| one.number.0 < before));
+    Ok(Json(wanted.take(query.limit.unwrap_or(ROLLOUTS)).collect()))
 }
 
-/// One Rollout.
+/// Rollouts per page, unless the caller says so.
+const ROLLOUTS: usize = 100;
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct RolloutsQuery {
+    /// Only those before this number: the last of the page before.
+    before: Option<u32>,
+    /// At most so many.
+    limit: Option<usize>,
+}
+
+/// One Rollout: what is kept of it, and where it is now.
 #[utoipa::path(get, path = "/api/v1/namespaces/{ns}/apps/{app}/rollouts/{number}", tag = "look",
     params(("ns" = String, Path), ("app" = String, Path), ("number" = u32, Path)),
-    responses((status = 200, body = Rollout), (status = "default", body = ProblemJson)))]
+    responses((status = 200, body = RolloutView), (status = "default", body = ProblemJson)))]
 pub(super) async fn rollout(
     State(api): Handle,
     Path(path): Path<AppPath>,
     Path(RolloutPath { number }): Path<RolloutPath>,
-) -> Result<Json<Rollout>, Problem> {
+) -> Result<Json<RolloutView>, Problem> {
     let app = api.app(&path.key()?)?.value;
-    Ok(Json(api.rollout(&app, RolloutNo(number))?))
+    let number = RolloutNo(number);
+    let rollout = api.rollout(&app, number)?;
+    let stored = record::load(&api.store, &app.key, number)?;
+    let record = stored.map_or_else(|| Record::of(rollout.clone()), |stored| stored.value);
+    let snapshot = api.board.last(&app.key).filter(|snapshot| {
+        snapshot.app.rollout.as_ref().is_some_and(|current| current.number == number)
+    });
+    let now = snapshot.map(|snapshot| {
+        view::progress(rollout.clone(), snapshot.why.clone(), &snapshot, None)
+    });
+    let verdict = api.figures.last_verdict(&app.key, number);
+    Ok(Json(RolloutView { record: Record { rollout, ..record }, now, verdict }))
 }
 
 #[derive(Deserialize)]
@@ -159,18 +187,27 @@ pub(super) async fn waterfall(
     Params(query): Params<WaterfallQuery>,
 ) -> Result<Json<Waterfall>, Problem> {
     let app = api.app(&path.key()?)?.value;
-    let all = api.rollouts(&app)?;
+    let all = api.records(&app)?;
     let at = match query.rollout {
-        Some(number) => all.iter().position(|rollout| rollout.number.0 == number),
+        Some(number) => all.iter().position(|record| record.rollout.number.0 == number),
         None => (!all.is_empty()).then_some(0),
     };
     let Some(at) = at else {
         return Err(no_rollout(&app.key, query.rollout.map(RolloutNo)).into());
     };
-    let rollout = all[at].clone();
-    let end = waterfall::ended(&rollout).unwrap_or_else(crate::clock::now) + waterfall::SLACK;
-    let events = api.events.between(app.key.clone(), rollout.started, end).await?;
-    Ok(Json(waterfall::build(rollout, &events, all.get(at + 1))))
+    let record = &all[at];
+    let bars = api.bars(&app.key, record).await?;
+    // What ended well before it, and was another Release's.
+    let before = all[at + 1..].iter().find(|earlier| {
+        let other = earlier.rollout.to.release != record.rollout.to.release;
+        other && earlier.rollout.phase.is_through()
+    });
+    let before_bars = match before {
+        Some(before) => api.bars(&app.key, before).await?,
+        None => Vec::new(),
+    };
+    let before = before.map(|before| (&before.rollout, before_bars.as_slice()));
+    Ok(Json(waterfall::build(record.rollout.clone(), bars, before)))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -238,13 +275,28 @@ impl Api {
         }
     }
 
-    /// Every Rollout of an App, newest first. The present one is the App's own.
-    fn rollouts(&self, app: &App) -> Result<Vec<Rollout>, Problem> {
-        let listing = self.store.list::<Rollout>(&format!("{}/", app.key))?;
-        let current = app.rollout.as_ref();
-        let past = listing.found.into_iter().rev().map(|stored| stored.value);
-        let past = past.filter(|past| current.is_none_or(|current| past.number != current.number));
-        Ok(current.cloned().into_iter().chain(past).collect())
+    /// Every Rollout of an App, newest first. Where the present one is, the App knows best.
+    fn records(&self, app: &App) -> Result<Vec<Record>, Problem> {
+        let listing = self.store.list::<Record>(&format!("{}/", app.key))?;
+        let mut records: Vec<Record> =
+            listing.found.into_iter().rev().map(|stored| stored.value).collect();
+        if let Some(current) = &app.rollout {
+            match records.first_mut().filter(|first| first.rollout.number == current.number) {
+                Some(first) => first.rollout = current.clone(),
+                None => records.insert(0, Record::of(current.clone())),
+            }
+        }
+        Ok(records)
+    }
+
+    /// Where a Rollout's time went: as its events say, which may go on after its end, or as its
+    /// record says once those are gone.
+    async fn bars(&self, app: &AppKey, record: &Record) -> Result<Vec<Bar>, Problem> {
+        let rollout = &record.rollout;
+        let end = waterfall::ended(rollout).unwrap_or_else(crate::clock::now) + waterfall::SLACK;
+        let events = self.events.between(app.clone(), rollout.started, end).await?;
+        let bars = waterfall::bars(rollout, &events);
+        Ok(if bars.is_empty() { record.bars.clone() } else { bars })
     }
 
     /// One Rollout of an App.
@@ -252,11 +304,9 @@ impl Api {
         if let Some(current) = app.rollout.as_ref().filter(|current| current.number == number) {
             return Ok(current.clone());
         }
-        match self.store.get::<Rollout>(&rollout_key(&app.key, number)) {
-            Ok(Some(stored)) => Ok(stored.value),
-            Ok(None) => Err(no_rollout(&app.key, Some(number)).into()),
-            Err(error) => Err(error.into()),
-        }
+        let stored = record::load(&self.store, &app.key, number)?;
+        let stored = stored.ok_or_else(|| no_rollout(&app.key, Some(number)))?;
+        Ok(stored.value.rollout)
     }
 }
 

@@ -22,6 +22,8 @@ mod problem;
 mod progress;
 mod release;
 mod request;
+mod secrets;
+mod step;
 mod stream;
 mod verbs;
 mod view;
@@ -34,7 +36,6 @@ use std::sync::Arc;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::{Json, Router};
 use stead_core::app::App;
-use stead_core::engine::Engine;
 use stead_core::error::{Code, UserError};
 use stead_core::name::{AppKey, AppName, NamespaceName};
 use tokio::sync::watch;
@@ -44,12 +45,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Tokens;
-use crate::events::EventLog;
-use crate::ledger::Ledgers;
 use crate::reconcile::Reconciler;
-use crate::reconcile::board::Board;
-use crate::store::{Store, Versioned};
-use crate::traffic::Publisher;
+use crate::secrets::Vault;
+use crate::store::Versioned;
 use guard::Peer;
 use listen::{Local, Loopback};
 use problem::Problem;
@@ -60,20 +58,24 @@ const MAX_BODY: usize = 16 << 20;
 
 /// What handlers work with.
 pub(crate) struct Api {
-    pub(crate) store: Arc<Store>,
-    pub(crate) engine: Arc<dyn Engine>,
-    pub(crate) publisher: Arc<Publisher>,
-    pub(crate) ledgers: Arc<Ledgers>,
-    pub(crate) events: Arc<EventLog>,
-    pub(crate) board: Arc<Board>,
+    /// Also for everything that both work with.
     pub(crate) reconciler: Arc<Reconciler>,
     pub(crate) tokens: Tokens,
+    pub(crate) vault: Arc<Vault>,
     /// Where the gateway listens, for the addresses shown to people.
     pub(crate) http: SocketAddr,
     /// For images on their way in.
     pub(crate) temp_dir: PathBuf,
     /// True once `serve` ends: streams end with it.
     pub(crate) closing: watch::Receiver<bool>,
+}
+
+impl std::ops::Deref for Api {
+    type Target = Reconciler;
+
+    fn deref(&self) -> &Reconciler {
+        &self.reconciler
+    }
 }
 
 type Handle = State<Arc<Api>>;
@@ -98,6 +100,8 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(verbs::start))
         .routes(routes!(verbs::steer))
         .routes(routes!(look::env, deploy::change_env))
+        .routes(routes!(secrets::list))
+        .routes(routes!(secrets::set, secrets::unset))
         .routes(routes!(look::instances))
         .routes(routes!(look::releases))
         .routes(routes!(look::rollouts))

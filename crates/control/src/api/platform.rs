@@ -13,7 +13,7 @@ use stead_core::app::{App, Release};
 use stead_core::error::{Code, UserError};
 use stead_core::ids::Ordinal;
 use stead_core::name::NamespaceName;
-use stead_core::rollout::Rollout;
+use stead_core::api::Record;
 use stead_core::time::Time;
 
 use super::look::{NamespacePath, no_namespace};
@@ -94,7 +94,11 @@ pub(super) async fn delete_namespace(
         )
         .into());
     }
-    api.store.commit(vec![Write::remove(Kind::Namespace, ns, known.generation)]).await?;
+    let secrets = api.store.keys(Kind::Secret, &format!("{ns}/"))?;
+    let mut writes = vec![Write::remove(Kind::Namespace, ns, known.generation)];
+    // Of Apps that never came.
+    writes.extend(secrets.into_iter().map(|key| Write::clear(Kind::Secret, key)));
+    api.store.commit(writes).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -146,7 +150,8 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Records in the store that cannot be read. Everything else goes on without them.
+/// Records in the store, and secrets, that cannot be read. Everything else goes on without
+/// them.
 #[utoipa::path(get, path = "/api/v1/doctor", tag = "platform",
     responses((status = 200, body = Vec<String>), (status = "default", body = ProblemJson)))]
 pub(super) async fn doctor(State(api): Handle) -> Result<Json<Vec<String>>, Problem> {
@@ -157,11 +162,13 @@ pub(super) async fn doctor(State(api): Handle) -> Result<Json<Vec<String>>, Prob
     }
     look::<App>(&api, &mut damaged)?;
     look::<Release>(&api, &mut damaged)?;
-    look::<Rollout>(&api, &mut damaged)?;
+    look::<Record>(&api, &mut damaged)?;
     look::<Namespace>(&api, &mut damaged)?;
     look::<Token>(&api, &mut damaged)?;
     look::<Ledger>(&api, &mut damaged)?;
-    Ok(Json(damaged.iter().map(ToString::to_string).collect()))
+    let mut found: Vec<String> = damaged.iter().map(ToString::to_string).collect();
+    found.extend(api.vault.check()?);
+    Ok(Json(found))
 }
 
 /// Metrics in the text format of Prometheus.

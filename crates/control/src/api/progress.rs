@@ -93,12 +93,14 @@ impl Follower {
             let app = self.api.store.get::<App>(&self.key.to_string()).ok()??.value;
             let rollout = self.api.rollout(&app, self.number).ok()?;
             let (instances, why) = (app.instances, "it has just been asked for".to_owned());
-            return Some(Progress { rollout, why, instances, done: 0, pull: None, states: vec![] });
+            let stopped = app.stopped;
+            let (done, pull, states) = (0, None, Vec::new());
+            return Some(Progress { rollout, why, stopped, instances, done, pull, states });
         };
         let shown = |rollout: Rollout, why: String| {
             let image = snapshot.fleet.releases.get(&rollout.to.release).map(|spec| &spec.image);
             let pull = image.and_then(|image| self.api.engine.pulling(image));
-            view::progress(rollout, why, &snapshot.fleet, &snapshot.seen, pull)
+            view::progress(rollout, why, snapshot, pull)
         };
         match &snapshot.app.rollout {
             Some(rollout) if rollout.number == self.number => {

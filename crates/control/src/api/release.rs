@@ -1,9 +1,10 @@
 //! New Releases: from a manifest to an image's digest, and into the store.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use stead_core::api::EnvRequest;
 use stead_core::app::{App, Change, Release};
+use stead_core::engine::EngineError;
 use stead_core::error::{Code, UserError};
 use stead_core::ids::{Digest, ReleaseNo};
 use stead_core::manifest::{EnvName, FileSource, Manifest, parse};
@@ -15,6 +16,7 @@ use super::Api;
 use super::change::Decision;
 use super::problem::Problem;
 use crate::clock;
+use crate::secrets::Versions;
 use crate::store::{Kind, StoreError, Write, release_key};
 
 /// Releases that are kept per App, apart from those in use.
@@ -27,6 +29,32 @@ pub(super) struct Author {
     pub(super) asked: Time,
 }
 
+/// What the sources and the secrets of a manifest name now.
+#[derive(Debug, Clone)]
+pub(super) struct Images {
+    main: Digest,
+    /// By the sidecar's name.
+    sidecars: BTreeMap<String, Digest>,
+    /// Versions.
+    pub(super) secrets: Versions,
+}
+
+impl Images {
+    /// The same as an earlier Release has.
+    pub(super) fn of(release: &Release) -> Self {
+        Self {
+            main: release.image.clone(),
+            sidecars: release.sidecars.clone(),
+            secrets: release.secrets.clone(),
+        }
+    }
+
+    /// Whether all of them are among these.
+    pub(super) fn all_in(&self, here: &BTreeSet<Digest>) -> bool {
+        std::iter::once(&self.main).chain(self.sidecars.values()).all(|image| here.contains(image))
+    }
+}
+
 /// Reads a manifest that came as JSON, strictly and whole: all problems are reported at once.
 pub(super) fn read_manifest(json: &serde_json::Value) -> Result<Manifest, Problem> {
     let parsed = parse(&json.to_string(), "manifest");
@@ -35,7 +63,9 @@ pub(super) fn read_manifest(json: &serde_json::Value) -> Result<Manifest, Proble
         problems.list.iter_mut().for_each(|problem| problem.at = None);
         Problem::from(problems)
     })?;
-    let path = manifest.files.iter().find(|(_, source)| matches!(source, FileSource::Path(_)));
+    let beside = manifest.sidecars.iter().map(|sidecar| &sidecar.files);
+    let mut files = std::iter::once(&manifest.files).chain(beside).flatten();
+    let path = files.find(|(_, source)| matches!(source, FileSource::Path(_)));
     if let Some((target, _)) = path {
         return Err(UserError::new(
             Code::ManifestFileMissing,
@@ -72,7 +102,7 @@ impl Api {
         &self,
         app: Option<App>,
         manifest: &Manifest,
-        image: &Digest,
+        images: &Images,
         author: &Author,
         kind: RolloutKind,
         image_here: bool,
@@ -81,7 +111,7 @@ impl Api {
         let mut app =
             app.unwrap_or_else(|| App::new(key.clone(), manifest.instances, author.asked));
         let number = app.last_release.next();
-        let mut beside = self.old_releases(&app)?;
+        let old = self.old_releases(&app)?;
         // Scaling by hand outlives a Release, unless its manifest says another number than
         // the one before did.
         if let Some(last) = self.release(&key, app.last_release)?
@@ -93,13 +123,16 @@ impl Api {
             app: key.clone(),
             number,
             reference: manifest.source.clone(),
-            image: image.clone(),
-            sidecars: std::collections::BTreeMap::new(),
+            image: images.main.clone(),
+            sidecars: images.sidecars.clone(),
             settings: manifest.clone(),
+            secrets: images.secrets.clone(),
             created: clock::now(),
             by: author.by.clone(),
             message: author.message.clone(),
         };
+        let mut beside = self.vault.prune(&key, &old, &release)?;
+        beside.extend(old.into_iter().map(|key| Write::clear(Kind::Release, key)));
         // A number is given once: a damaged record of that number is nobody's any more.
         beside.push(Write::set(release_key(&key, number), &release)?);
         let change = Change {
@@ -111,7 +144,7 @@ impl Api {
         };
         app.roll_out(number, manifest, change);
         let what = format!("deployed {} as release {number}", manifest.source);
-        Ok(Decision { app, beside, what })
+        Ok(Decision { app, beside, release: Some(release), what })
     }
 
     /// A Release; `None` if there is none or it is damaged.
@@ -146,6 +179,20 @@ impl Api {
         })
     }
 
+    /// Resolves every source of a manifest to a digest, all at the same time.
+    pub(super) async fn resolve(&self, manifest: &Manifest) -> Result<Images, Problem> {
+        let sidecars = manifest.sidecars.iter().map(|sidecar| async {
+            let digest = self.engine.resolve(&sidecar.source).await?;
+            Ok((sidecar.name.to_string(), digest))
+        });
+        let (main, sidecars) = tokio::join!(
+            self.engine.resolve(&manifest.source),
+            futures_util::future::join_all(sidecars)
+        );
+        let sidecars: Result<_, EngineError> = sidecars.into_iter().collect();
+        Ok(Images { main: main?, sidecars: sidecars?, secrets: Versions::new() })
+    }
+
     /// Images on the machine. When the engine cannot say, none: that costs time only.
     pub(super) async fn images_here(&self) -> BTreeSet<Digest> {
         match self.engine.images().await {
@@ -157,14 +204,14 @@ impl Api {
         }
     }
 
-    /// Writes that remove Releases which are long past.
-    fn old_releases(&self, app: &App) -> Result<Vec<Write>, Problem> {
+    /// Keys of Releases which are long past.
+    fn old_releases(&self, app: &App) -> Result<Vec<String>, Problem> {
         let Some(limit) = app.last_release.0.checked_sub(KEEP) else { return Ok(Vec::new()) };
         let needed: Vec<String> =
             app.releases_needed().iter().map(|number| release_key(&app.key, *number)).collect();
         let keys = self.store.keys(Kind::Release, &format!("{}/", app.key))?;
         let end = release_key(&app.key, ReleaseNo(limit));
         let old = keys.into_iter().filter(|key| *key <= end && !needed.contains(key));
-        Ok(old.map(|key| Write::clear(Kind::Release, key)).collect())
+        Ok(old.collect())
     }
 }

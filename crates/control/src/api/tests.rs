@@ -13,6 +13,12 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::auth::Caller;
+use crate::events::EventLog;
+use crate::figures::Figures;
+use crate::ledger::Ledgers;
+use crate::reconcile::board::Board;
+use crate::store::Store;
+use crate::traffic::Publisher;
 use crate::clock;
 
 /// The API on a loopback address and a socket.
@@ -48,25 +54,22 @@ async fn served() -> Served {
         Arc::clone(&publisher) as Arc<dyn stead_core::engine::Traffic>,
         Arc::clone(&events) as Arc<dyn stead_core::event::Events>,
     ));
+    let tokens = Tokens::new(Arc::clone(&store), dir.path().join("bootstrap-token"));
     let reconciler = Arc::new(Reconciler {
-        store: Arc::clone(&store),
-        engine: Arc::clone(&engine) as Arc<dyn Engine>,
-        publisher: Arc::clone(&publisher),
-        ledgers: Arc::clone(&ledgers),
-        events: Arc::clone(&events),
-        board: Arc::clone(&board),
+        store,
+        engine,
+        publisher,
+        ledgers,
+        figures: Arc::new(Figures::new(clock::now())),
+        events,
+        board,
         violations: AtomicU64::new(0),
         began: clock::now(),
     });
     let (close, closing) = watch::channel(false);
     let api = Arc::new(Api {
-        tokens: Tokens::new(Arc::clone(&store), dir.path().join("bootstrap-token")),
-        store,
-        engine,
-        publisher,
-        ledgers,
-        events,
-        board,
+        tokens,
+        vault: Arc::new(Vault::new(Arc::clone(&store), dir.path().join("secrets.key"))),
         reconciler,
         http: "127.0.0.1:8080".parse().unwrap(),
         temp_dir: dir.path().to_owned(),

@@ -2,7 +2,9 @@
 
 use axum::extract::{Extension, Path, State};
 use serde::Deserialize;
-use stead_core::api::{Accepted, ProblemJson, RestartRequest, RollbackRequest, ScaleRequest};
+use stead_core::api::{
+    Accepted, ProblemJson, RestartRequest, RollbackRequest, ScaleRequest, SteerRequest,
+};
 use stead_core::app::{App, Change};
 use stead_core::error::{Code, UserError};
 use stead_core::ids::ReleaseNo;
@@ -12,6 +14,7 @@ use utoipa::IntoParams;
 
 use super::change::{Committed, Decision, IfMatch};
 use super::problem::Problem;
+use super::release::Images;
 use super::request::{Body, Params};
 use super::{AppPath, Handle};
 use crate::auth::Caller;
@@ -40,7 +43,7 @@ pub(super) async fn rollback(
             Back::GiveUp => {
                 app.abort(&caller.name, now)?;
                 let what = "gave the rollout up".to_owned();
-                return Ok(Some(Decision { app, beside: Vec::new(), what }));
+                return Ok(Some(Decision::of(app, what)));
             }
             Back::To(number) => number,
         };
@@ -52,11 +55,11 @@ pub(super) async fn rollback(
             now,
             by: caller.name.clone(),
             message: request.message.clone(),
-            image_here: here.contains(&release.image),
+            image_here: Images::of(&release).all_in(&here),
         };
         app.roll_out(number, &release.settings, change);
         let what = format!("rolled back to release {number}");
-        Ok(Some(Decision { app, beside: claimed.into_iter().collect(), what }))
+        Ok(Some(Decision { beside: claimed.into_iter().collect(), ..Decision::of(app, what) }))
     })
     .await
 }
@@ -127,12 +130,12 @@ pub(super) async fn restart(
             Some(instance) => format!("restarted instance {instance}"),
             None => "restarted".to_owned(),
         };
-        Ok(Some(Decision { app, beside: Vec::new(), what }))
+        Ok(Some(Decision::of(app, what)))
     })
     .await
 }
 
-/// Sets the number of Instances.
+/// Sets the number of Instances, or takes some away by name. Also while a Rollout is under way.
 #[utoipa::path(post, path = "/api/v1/namespaces/{ns}/apps/{app}/scale", tag = "change",
     params(("ns" = String, Path), ("app" = String, Path)), request_body = ScaleRequest,
     responses((status = 202, body = Accepted), (status = "default", body = ProblemJson)))]
@@ -143,22 +146,38 @@ pub(super) async fn scale(
     if_match: IfMatch,
     Body(request): Body<ScaleRequest>,
 ) -> Result<Committed, Problem> {
-    let wanted = request.instances;
-    if wanted > MOST_INSTANCES {
-        return Err(UserError::new(
-            Code::BadRequest,
-            format!("an app has 0 to {MOST_INSTANCES} instances, not {wanted}"),
-            "name a number within that",
-        )
-        .into());
+    let ScaleRequest { instances, remove } = &request;
+    let bad = |what: String, hint: &str| Problem::from(UserError::new(Code::BadRequest, what, hint));
+    if let Some(wanted) = instances.filter(|wanted| *wanted > MOST_INSTANCES) {
+        let what = format!("an app has 0 to {MOST_INSTANCES} instances, not {wanted}");
+        return Err(bad(what, "name a number within that"));
+    }
+    if instances.is_none() && remove.is_empty() {
+        return Err(bad("nothing to scale was named".into(), "give `instances`, `remove` or both"));
     }
     api.change(&caller, &path.key()?, if_match, |mut app| {
-        if app.instances == wanted {
+        let before = app.instances;
+        if !remove.is_empty() {
+            app.remove(remove, clock::now())?;
+        }
+        let left = app.instances;
+        let wanted = instances.unwrap_or(left);
+        if !remove.is_empty() && wanted > left {
+            let what = format!("{left} instances are left without those named, not {wanted}");
+            return Err(bad(what, "name no more; scaling up brings back what was taken away"));
+        }
+        if wanted == before {
             return Ok(None);
         }
-        let what = format!("scaled from {} to {wanted} instances", app.instances);
-        app.scale(wanted, clock::now());
-        Ok(Some(Decision { app, beside: Vec::new(), what }))
+        if wanted != left {
+            app.scale(wanted, clock::now());
+        }
+        let mut what = format!("scaled from {before} to {wanted} instances");
+        if !remove.is_empty() {
+            let names: Vec<String> = remove.iter().map(ToString::to_string).collect();
+            what.push_str(&format!(", without {}", names.join(", ")));
+        }
+        Ok(Some(Decision::of(app, what)))
     })
     .await
 }
@@ -178,7 +197,7 @@ pub(super) async fn stop(
             return Ok(None);
         }
         app.stop();
-        Ok(Some(Decision { app, beside: Vec::new(), what: "stopped".to_owned() }))
+        Ok(Some(Decision::of(app, "stopped")))
     })
     .await
 }
@@ -198,14 +217,16 @@ pub(super) async fn start(
             return Ok(None);
         }
         app.start(clock::now());
-        Ok(Some(Decision { app, beside: Vec::new(), what: "started".to_owned() }))
+        Ok(Some(Decision::of(app, "started")))
     })
     .await
 }
 
-/// Steers the Rollout under way. Only `abort` is built: back to what was before.
+/// Steers the Rollout under way: `pause` stops it where it is, `resume` lets it go on,
+/// `promote` begins the next batch without waiting (or all that is left), `abort` goes back to
+/// what was before.
 #[utoipa::path(post, path = "/api/v1/namespaces/{ns}/apps/{app}/rollouts/current/{verb}",
-    tag = "change",
+    tag = "change", request_body = SteerRequest,
     params(("ns" = String, Path), ("app" = String, Path), ("verb" = String, Path)),
     responses((status = 202, body = Accepted), (status = "default", body = ProblemJson)))]
 pub(super) async fn steer(
@@ -214,32 +235,65 @@ pub(super) async fn steer(
     Path(path): Path<AppPath>,
     Path(VerbPath { verb }): Path<VerbPath>,
     if_match: IfMatch,
+    Body(SteerRequest { all }): Body<SteerRequest>,
 ) -> Result<Committed, Problem> {
-    match verb.as_str() {
-        "abort" => {}
-        "pause" | "resume" | "promote" => {
-            return Err(UserError::new(
-                Code::NotBuilt,
-                format!("a rollout cannot be steered with {verb} yet: it has one batch"),
-                "`abort` goes back to what was before",
-            )
-            .into());
-        }
-        _ => {
-            return Err(UserError::new(
-                Code::NotFound,
-                format!("a rollout has no verb {verb:?}"),
-                "use abort",
-            )
-            .into());
-        }
-    }
+    let key = path.key()?;
     let now = clock::now();
-    api.change(&caller, &path.key()?, if_match, |mut app| {
-        app.abort(&caller.name, now)?;
-        Ok(Some(Decision { app, beside: Vec::new(), what: "aborted the rollout".to_owned() }))
+    let by = &caller.name;
+    let verb: Verb = verb.parse()?;
+    if all && verb != Verb::Promote {
+        return Err(UserError::new(
+            Code::BadRequest,
+            "`all` is for promote only",
+            "leave it out, or promote",
+        )
+        .into());
+    }
+    api.change(&caller, &key, if_match, |mut app| {
+        let what = match verb {
+            Verb::Pause => app.pause(by, now).map(|()| "paused the rollout")?,
+            Verb::Resume => app.resume(now).map(|()| "let the rollout go on")?,
+            Verb::Abort => app.abort(by, now).map(|()| "aborted the rollout")?,
+            Verb::Promote => {
+                let to = app.rollout.as_ref().map(|rollout| rollout.to.release);
+                let to = to.ok_or_else(|| nothing_released(&key))?;
+                let rules = api.known_release(&key, to)?.settings.rollout;
+                app.promote(&rules, all, now)?;
+                if all { "promoted the rollout to the end" } else { "promoted the rollout" }
+            }
+        };
+        Ok(Some(Decision::of(app, what)))
     })
     .await
+}
+
+/// What steers a Rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Pause,
+    Resume,
+    Promote,
+    Abort,
+}
+
+impl std::str::FromStr for Verb {
+    type Err = UserError;
+
+    fn from_str(text: &str) -> Result<Self, UserError> {
+        Ok(match text {
+            "pause" => Self::Pause,
+            "resume" => Self::Resume,
+            "promote" => Self::Promote,
+            "abort" => Self::Abort,
+            _ => {
+                return Err(UserError::new(
+                    Code::NotFound,
+                    format!("a rollout has no verb {text:?}"),
+                    "use pause, resume, promote or abort",
+                ));
+            }
+        })
+    }
 }
 
 /// The verb in a path.
@@ -263,7 +317,7 @@ pub(super) async fn delete(
         app.delete();
         app.delete_volumes = query.volumes;
         let with = if query.volumes { " and its volumes" } else { "" };
-        Ok(Some(Decision { app, beside: Vec::new(), what: format!("deleted the app{with}") }))
+        Ok(Some(Decision::of(app, format!("deleted the app{with}"))))
     })
     .await
 }

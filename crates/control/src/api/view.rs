@@ -2,14 +2,17 @@
 
 use std::net::SocketAddr;
 
-use stead_core::api::{AppView, InstanceView, Progress};
+use stead_core::api::{AppView, ContainerView, InstanceView, Progress};
 use stead_core::app::{App, Release};
 use stead_core::engine::PullProgress;
 use stead_core::fleet::{
-    ContainerSeen, ContainerState, Fleet, FleetSeen, Health, InstanceSeen, TrafficState,
+    ContainerSeen, ContainerState, FleetSeen, Health, InstanceSeen, TrafficState,
 };
 use stead_core::ids::Ordinal;
 use stead_core::rollout::{Phase, Rollout};
+
+use super::step;
+use crate::reconcile::board::Snapshot;
 
 /// An App, with the Release it runs or goes to.
 pub(super) fn app(
@@ -37,7 +40,7 @@ pub(super) fn app(
 }
 
 fn ready(app: &App, seen: &FleetSeen) -> u32 {
-    let serving = (0..app.instances).filter(|n| seen.serves(Ordinal(*n))).count();
+    let serving = app.ordinals().iter().filter(|ordinal| seen.serves(**ordinal)).count();
     u32::try_from(serving).unwrap_or(u32::MAX)
 }
 
@@ -48,7 +51,8 @@ fn state(app: &App, ready: u32) -> (&'static str, Option<String>) {
     if app.stopped {
         return ("stopped", None);
     }
-    if let Some(rollout) = app.active() {
+    // What is only watched any more serves everybody.
+    if let Some(rollout) = app.active().filter(|rollout| !rollout.phase.is_through()) {
         return ("changing", rollout.failure().map(ToString::to_string));
     }
     match &app.rollout {
@@ -76,9 +80,9 @@ fn urls(app: &App, release: Option<&Release>, http: SocketAddr) -> Vec<String> {
 }
 
 /// Every Instance that is wanted or exists.
-pub(super) fn instances(wanted: u32, seen: &FleetSeen) -> Vec<InstanceView> {
-    let mut ordinals: Vec<Ordinal> = (0..wanted).map(Ordinal).collect();
-    ordinals.extend(seen.instances.keys().filter(|ordinal| ordinal.0 >= wanted));
+pub(super) fn instances(wanted: &[Ordinal], seen: &FleetSeen) -> Vec<InstanceView> {
+    let mut ordinals = wanted.to_vec();
+    ordinals.extend(seen.instances.keys().filter(|ordinal| !wanted.contains(ordinal)));
     let nothing = InstanceSeen::default();
     ordinals
         .into_iter()
@@ -109,14 +113,35 @@ fn instance(ordinal: Ordinal, seen: &InstanceSeen) -> InstanceView {
         crashes: seen.crashes,
         last_exit,
         trouble: seen.trouble.as_ref().map(|trouble| trouble.error.clone()),
+        slot: seen.slot,
+        containers: seen.containers.iter().map(container).collect(),
+        doing: None,
+    }
+}
+
+fn container(seen: &ContainerSeen) -> ContainerView {
+    let since = match &seen.state {
+        ContainerState::Running { since, .. }
+        | ContainerState::Stopping { since }
+        | ContainerState::Frozen { since } => Some(*since),
+        ContainerState::Exited(exit) => Some(exit.at),
+        ContainerState::Prepared => None,
+    };
+    ContainerView {
+        id: seen.id.clone(),
+        part: seen.part.clone(),
+        slot: seen.slot,
+        revision: seen.revision,
+        state: container_word(seen).to_owned(),
+        since,
+        traffic: seen.traffic,
     }
 }
 
 /// The Container that stands for the Instance: the one that runs, else the newest.
 fn shown(seen: &InstanceSeen) -> Option<&ContainerSeen> {
-    seen.serving()
-        .or_else(|| seen.containers.iter().rev().find(|container| container.alive()))
-        .or_else(|| seen.containers.last())
+    let mains = || seen.mains().collect::<Vec<_>>().into_iter().rev();
+    seen.serving().or_else(|| mains().find(|c| c.alive())).or_else(|| mains().next())
 }
 
 fn word(seen: &InstanceSeen, shown: Option<&ContainerSeen>) -> &'static str {
@@ -127,6 +152,10 @@ fn word(seen: &InstanceSeen, shown: Option<&ContainerSeen>) -> &'static str {
             (None, None) => "pending",
         };
     };
+    container_word(container)
+}
+
+fn container_word(container: &ContainerSeen) -> &'static str {
     match (&container.state, container.traffic) {
         (ContainerState::Prepared, _) => "preparing",
         (ContainerState::Running { .. }, TrafficState::Draining) => "draining",
@@ -146,23 +175,27 @@ fn word(seen: &InstanceSeen, shown: Option<&ContainerSeen>) -> &'static str {
 pub(super) fn progress(
     rollout: Rollout,
     why: String,
-    fleet: &Fleet,
-    seen: &FleetSeen,
+    Snapshot { app, fleet, seen, .. }: &Snapshot,
     pull: Option<PullProgress>,
 ) -> Progress {
-    let done = (0..fleet.instances).map(Ordinal).filter(|ordinal| {
+    let done = fleet.ordinals().filter(|ordinal| {
         let serving = seen.instances.get(ordinal).and_then(InstanceSeen::serving);
         serving.is_some_and(|container| {
             container.revision.release == rollout.to.release
                 && Some(container.revision) == fleet.wanted(*ordinal)
         })
     });
+    let mut states = instances(&fleet.ordinals().collect::<Vec<_>>(), seen);
+    for view in &mut states {
+        view.doing = step::doing(fleet, seen, view.instance);
+    }
     Progress {
         instances: fleet.instances,
         done: u32::try_from(done.count()).unwrap_or(u32::MAX),
         why,
+        stopped: app.stopped,
         pull,
-        states: instances(fleet.instances, seen),
+        states,
         rollout,
     }
 }

@@ -34,6 +34,7 @@ pub(crate) fn rule(method: &Method, path: &str) -> Option<Rule> {
                 ""
                 | "/{app}"
                 | "/{app}/env"
+                | "/{app}/secrets"
                 | "/{app}/instances"
                 | "/{app}/releases"
                 | "/{app}/rollouts"
@@ -57,6 +58,7 @@ pub(crate) fn rule(method: &Method, path: &str) -> Option<Rule> {
                 | "/{app}/rollouts/current/{verb}",
             )
             | ("PATCH", "/{app}/env")
+            | ("PUT" | "DELETE", "/{app}/secrets/{name}")
             | ("DELETE", "/{app}") => takes(Deployer, Scope::Namespace),
             _ => None,
         };

@@ -91,7 +91,7 @@ impl Running {
     async fn story(&self) {
         let manifest =
             |source: &str| json!({"manifest": {"app": "web", "source": source, "instances": 2}});
-        let settled = |app: Option<&App>| app.is_some_and(|app| app.active().is_none());
+        let settled = |app: Option<&App>| app.is_some_and(settled);
         for source in ["sim/ready:1", "sim/crash:1", "sim/ready:2"] {
             assert_eq!(self.ask("POST", "/deploy", manifest(source)).await, Some(202));
             self.until(settled).await;
@@ -112,6 +112,11 @@ impl Running {
     }
 }
 
+/// Whether nothing is changed any more; what is only watched is not.
+fn settled(app: &App) -> bool {
+    app.active().is_none_or(|rollout| rollout.phase.is_through())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn death_at_every_commit_is_survived() {
     let mut whole = false;
@@ -129,7 +134,7 @@ async fn death_at_every_commit_is_survived() {
 
         let next = Running::start(dir.path(), &machine, i64::MAX).await;
         let settles =
-            next.until(|app| app.is_none_or(|app| app.active().is_none() && !app.deleted));
+            next.until(|app| app.is_none_or(|app| settled(app) && !app.deleted));
         let settles = tokio::time::timeout(PATIENCE, settles).await;
         assert!(settles.is_ok(), "no end after death at commit {commits}");
         // The story goes on from wherever it was left.
@@ -155,7 +160,7 @@ async fn a_new_serve_never_shows_an_emptier_table() {
     let first = Running::start(dir.path(), &machine, i64::MAX).await;
     let manifest = json!({"app": "web", "source": "sim/ready:1", "instances": 5});
     assert_eq!(first.ask("POST", "/deploy", json!({"manifest": manifest})).await, Some(202));
-    let done = first.until(|app| app.is_some_and(|app| app.active().is_none()));
+    let done = first.until(|app| app.is_some_and(settled));
     tokio::time::timeout(PATIENCE, done).await.unwrap();
     let table = first.first_table().await;
     first.kill().await;
@@ -201,7 +206,7 @@ async fn a_damaged_app_takes_no_other_down() {
     let first = Running::start(dir.path(), &machine, i64::MAX).await;
     let manifest = json!({"app": "web", "source": "sim/ready:1", "instances": 2});
     assert_eq!(first.ask("POST", "/deploy", json!({"manifest": manifest})).await, Some(202));
-    let settled = |app: Option<&App>| app.is_some_and(|app| app.active().is_none());
+    let settled = |app: Option<&App>| app.is_some_and(settled);
     tokio::time::timeout(PATIENCE, first.until(settled)).await.unwrap();
     first.kill().await;
     let state = rusqlite::Connection::open(dir.path().join("data/state.db")).unwrap();

@@ -1,7 +1,10 @@
 //! Where a Rollout's time went, read from the events of its phases.
 
+use std::collections::BTreeMap;
+
 use stead_core::api::{Bar, Waterfall};
-use stead_core::event::{Event, Fact};
+use stead_core::event::{Event, Fact, PhaseName};
+use stead_core::ids::Ordinal;
 use stead_core::rollout::{Phase, Rollout};
 use stead_core::time::{Micros, Time};
 
@@ -26,9 +29,9 @@ pub(crate) fn total(rollout: &Rollout) -> Option<Micros> {
     ended(rollout).map(|end| end.since(rollout.started))
 }
 
-/// The waterfall of `rollout`, from the Events noted while it went on.
-pub(crate) fn build(rollout: Rollout, events: &[Event], before: Option<&Rollout>) -> Waterfall {
-    let end = ended(&rollout).unwrap_or(Time(u64::MAX));
+/// The bars of `rollout`, from the Events noted while it went on.
+pub(crate) fn bars(rollout: &Rollout, events: &[Event]) -> Vec<Bar> {
+    let end = ended(rollout).unwrap_or(Time(u64::MAX));
     let mut bars: Vec<Bar> = events
         .iter()
         .filter_map(|event| match &event.fact {
@@ -38,11 +41,75 @@ pub(crate) fn build(rollout: Rollout, events: &[Event], before: Option<&Rollout>
                     phase: *phase,
                     offset: begun.since(rollout.started),
                     took: *took,
+                    critical: false,
                 })
             }
             _ => None,
         })
         .collect();
     bars.sort_by_key(|bar| (bar.offset, bar.instance, bar.phase));
-    Waterfall { total: total(&rollout), before: before.and_then(total), bars, rollout }
+    mark_critical(&mut bars, total(rollout));
+    bars
+}
+
+/// The waterfall of `rollout`, beside the Rollout `before` it with its bars.
+pub(crate) fn build(rollout: Rollout, bars: Vec<Bar>, before: Option<(&Rollout, &[Bar])>) -> Waterfall {
+    let mut before_phases = BTreeMap::<PhaseName, Micros>::new();
+    for bar in before.iter().flat_map(|(_, bars)| *bars) {
+        before_phases.entry(bar.phase).or_default().0 += bar.took.0;
+    }
+    let before = before.and_then(|(before, _)| total(before));
+    Waterfall { total: total(&rollout), before, before_phases, bars, rollout }
+}
+
+/// Marks the chain that decided the end: the last bar to end, before it the last one that had
+/// ended when it began, and so on. Of two, the one of the same Instance.
+fn mark_critical(bars: &mut [Bar], total: Option<Micros>) {
+    // What was noted a moment later had ended by then.
+    const BLUR: u64 = 1_000;
+    let end = |bar: &Bar| bar.offset.0 + bar.took.0;
+    // What goes on after the end (the old Container stops) has not decided it.
+    let within = |bar: &&mut Bar| total.is_none_or(|total| end(bar) <= total.0 + BLUR);
+    let mut left: Vec<&mut Bar> = bars.iter_mut().filter(within).collect();
+    let mut next: Option<(u64, Option<Ordinal>)> = None;
+    loop {
+        let fits = |bar: &Bar| {
+            next.is_none_or(|(begun, _)| end(bar) <= begun + BLUR && bar.offset.0 < begun)
+        };
+        let same = |bar: &Bar| next.is_some_and(|(_, instance)| bar.instance == instance);
+        let best = (0..left.len())
+            .filter(|at| fits(left[*at]))
+            .max_by_key(|at| (end(left[*at]) / BLUR, same(left[*at]), end(left[*at])));
+        let Some(best) = best else { return };
+        let bar = left.swap_remove(best);
+        bar.critical = true;
+        next = Some((bar.offset.0, bar.instance));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_critical_chain_leads_from_the_end_to_the_start() {
+        let bar = |instance: Option<u32>, phase, offset, took| Bar {
+            instance: instance.map(Ordinal),
+            phase,
+            offset: Micros::from_millis(offset),
+            took: Micros::from_millis(took),
+            critical: false,
+        };
+        let mut bars = [
+            bar(None, PhaseName::Pull, 0, 100),
+            bar(Some(0), PhaseName::Prepare, 100, 10),
+            bar(Some(1), PhaseName::Prepare, 100, 5),
+            bar(Some(1), PhaseName::Ready, 105, 20),
+            bar(Some(0), PhaseName::Ready, 110, 90),
+            bar(Some(0), PhaseName::Stop, 200, 900),
+        ];
+        mark_critical(&mut bars, Some(Micros::from_millis(200)));
+        let marked: Vec<bool> = bars.iter().map(|bar| bar.critical).collect();
+        assert_eq!(marked, [true, true, false, false, true, false]);
+    }
 }

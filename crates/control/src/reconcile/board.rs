@@ -44,6 +44,11 @@ impl Board {
         self.lock().entry(app.clone()).or_default().subscribe()
     }
 
+    /// The last pass over an App; `None` before the first.
+    pub(crate) fn last(&self, app: &AppKey) -> Option<Arc<Snapshot>> {
+        self.lock().get(app)?.borrow().clone()
+    }
+
     /// Everything that is up.
     pub(crate) fn all(&self) -> Vec<Arc<Snapshot>> {
         self.lock().values().filter_map(|place| place.borrow().clone()).collect()

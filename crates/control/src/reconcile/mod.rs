@@ -1,8 +1,8 @@
 //! The reconciler: brings what runs to what is wanted, App by App.
 //!
 //! # Expected flow
-//! A wake-up names an App: a commit to the store, a hint of the engine, a moment the last
-//! pass asked for, or the scan each [`SCAN`]. The App's loop then makes a [`pass`]: it loads
+//! A wake-up names an App: a commit to the store, a hint of the engine, figures of a Release
+//! that is tried out, a moment the last pass asked for, or the scan each [`SCAN`]. The App's loop then makes a [`pass`]: it loads
 //! everything again and does what follows from it.
 //!
 //! # Guarantees
@@ -39,6 +39,7 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::events::EventLog;
+use crate::figures::Figures;
 use crate::ledger::Ledgers;
 use crate::store::{Kind, Store, StoreError};
 use crate::traffic::Publisher;
@@ -60,6 +61,7 @@ pub(crate) struct Reconciler {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) ledgers: Arc<Ledgers>,
+    pub(crate) figures: Arc<Figures>,
     pub(crate) events: Arc<EventLog>,
     pub(crate) board: Arc<Board>,
     /// Broken invariants seen since the start.
@@ -75,6 +77,7 @@ impl Reconciler {
         // Before the first scan, so that nothing falls between the two.
         let mut changes = self.store.watch();
         let mut hints = self.engine.hints();
+        let mut figures = self.figures.wakes();
         let mut loops = Loops::default();
         let first = self.scan(&mut loops);
         let mut release = std::pin::pin!(self.release_when_settled(first));
@@ -96,6 +99,11 @@ impl Reconciler {
                 },
                 Some(key) = hints.next() => {
                     // What the store does not know is nobody's wish.
+                    if let Some(wake) = loops.wakes.get(&key) {
+                        wake.notify_one();
+                    }
+                }
+                Some(key) = figures.recv() => {
                     if let Some(wake) = loops.wakes.get(&key) {
                         wake.notify_one();
                     }

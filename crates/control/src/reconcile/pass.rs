@@ -1,9 +1,9 @@
 //! One pass over one App: load, decide, act, observe, commit what was found.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use stead_core::analysis::Verdict;
 use stead_core::app::{App, Release};
 use stead_core::engine::EngineError;
 use stead_core::event::{Fact, PhaseName};
@@ -17,7 +17,8 @@ use stead_core::time::Time;
 use super::board::Snapshot;
 use super::{PassError, Reconciler};
 use crate::clock;
-use crate::store::{Kind, StoreError, Versioned, Write, release_key, rollout_key};
+use crate::record;
+use crate::store::{Kind, StoreError, Versioned, Write, release_key};
 
 /// When to look again if nothing wakes the loop before.
 pub(super) enum Next {
@@ -72,11 +73,12 @@ impl Reconciler {
                 self.show(stored.value, wanted, seen, "it is being deleted".into());
                 return Ok(Next::At(None));
             }
-            let found = advance(app, &wanted.fleet, &seen, None, clock::now());
+            let verdict = self.judge(app, &wanted, &seen, clock::now())?;
+            let found = advance(app, &wanted.fleet, &seen, verdict.as_ref(), clock::now());
             match found.phase {
                 Some(phase) => {
                     self.show(app.clone(), wanted, seen, found.why.clone());
-                    self.enter(stored, phase, found.why).await?;
+                    self.enter(stored, phase, found.why, verdict).await?;
                 }
                 None => {
                     self.show(stored.value, wanted, seen, found.why);
@@ -111,6 +113,34 @@ impl Reconciler {
         Ok(())
     }
 
+    /// What the gateways' figures say of the Release that is tried out, if one is.
+    fn judge(
+        &self,
+        app: &App,
+        wanted: &Wanted,
+        seen: &FleetSeen,
+        now: Time,
+    ) -> Result<Option<Verdict>, StoreError> {
+        let tried = app.active().filter(|_| wanted.routing.as_ref().is_some_and(|r| r.trial));
+        let rules = tried
+            .and_then(|rollout| wanted.fleet.releases.get(&rollout.to.release))
+            .map(|spec| spec.settings.rollout.analysis);
+        let (Some(rollout), Some(rules)) = (tried, rules) else {
+            self.figures.rest(&app.key);
+            return Ok(None);
+        };
+        let mut failed = None;
+        let base = || match record::load(&self.store, &app.key, rollout.number) {
+            Ok(stored) => stored.and_then(|stored| stored.value.base),
+            Err(error) => {
+                failed = Some(error);
+                None
+            }
+        };
+        let verdict = self.figures.verdict(&app.key, rollout, rules, seen, now, base);
+        failed.map_or(Ok(verdict), Err)
+    }
+
     /// The Releases that the App needs. One that is damaged is left out: what runs goes on.
     fn releases(
         &self,
@@ -125,14 +155,8 @@ impl Reconciler {
             }
             match self.store.get::<Release>(&release_key(&app.key, number)) {
                 Ok(Some(Versioned { value, .. })) => {
-                    let settings = Arc::new(value.settings);
-                    let spec = ReleaseSpec {
-                        image: value.image,
-                        reference: value.reference,
-                        sidecars: value.sidecars,
-                        settings,
-                    };
-                    memory.releases.insert(number, (spec, value.created));
+                    let created = value.created;
+                    memory.releases.insert(number, (record::spec(value), created));
                 }
                 Ok(None) => tracing::error!(app = %app.key, %number, "release is missing"),
                 Err(StoreError::Damaged(damaged)) => {
@@ -150,13 +174,16 @@ impl Reconciler {
         stored: Versioned<App>,
         phase: Phase,
         why: String,
+        verdict: Option<Verdict>,
     ) -> Result<(), StoreError> {
         let Versioned { generation, value: mut app, .. } = stored;
+        let is_turn =
+            app.rollout.as_ref().is_none_or(|before| record::is_turn(&before.phase, &phase));
         app.enter(phase);
         let mut writes = vec![Write::app(Some(generation), &app)?];
         let Some(rollout) = &app.rollout else { return Ok(()) };
-        if rollout.phase.is_final() {
-            writes.push(Write::set(rollout_key(&app.key, rollout.number), rollout)?);
+        if is_turn {
+            writes.push(record::turn(&self.store, &app.key, rollout, &why, None, verdict)?);
         }
         match self.store.commit(writes).await {
             Err(StoreError::Conflict { .. }) => return Ok(()),
@@ -166,13 +193,7 @@ impl Reconciler {
         tracing::info!(app = %app.key, rollout = number, phase, why, "rollout");
         self.note(&app.key, Fact::Rollout { number, phase, why });
         if rollout.phase.is_final() {
-            // Nobody waits for it.
-            let (ledgers, store) = (Arc::clone(&self.ledgers), Arc::clone(&self.store));
-            tokio::spawn(async move {
-                if let Err(error) = ledgers.persist(&store).await {
-                    tracing::error!(error = ?error, "ledgers cannot be stored");
-                }
-            });
+            self.finish_record(&app.key, rollout.number);
         }
         Ok(())
     }
@@ -195,11 +216,12 @@ impl Reconciler {
         let key = &app.key;
         self.engine.forget(key, app.delete_volumes).await?;
         let mut writes = vec![Write::remove(Kind::App, key.to_string(), app.generation)];
-        for kind in [Kind::Release, Kind::Rollout, Kind::Ledger] {
+        for kind in [Kind::Release, Kind::Rollout, Kind::Ledger, Kind::Secret] {
             let keys = self.store.keys(kind, &format!("{key}/"))?;
             writes.extend(keys.into_iter().map(|key| Write::clear(kind, key)));
         }
         self.ledgers.forget(key);
+        self.figures.forget(key);
         self.store.commit(writes).await?;
         tracing::info!(app = %key, "app is gone");
         Ok(())

@@ -4,10 +4,10 @@ use std::fmt;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use stead_core::api::Record;
 use stead_core::app::{App, Release};
 use stead_core::ids::{Generation, ReleaseNo, RolloutNo};
 use stead_core::name::AppKey;
-use stead_core::rollout::Rollout;
 
 use super::StoreError;
 
@@ -34,7 +34,7 @@ kinds! {
     App = "app",
     /// A Release, by `NAMESPACE/APP/NUMBER` with six digits.
     Release = "release",
-    /// A Rollout that is over, by `NAMESPACE/APP/NUMBER` with six digits.
+    /// The record of a Rollout, by `NAMESPACE/APP/NUMBER` with six digits.
     Rollout = "rollout",
     /// A Namespace, by its name.
     Namespace = "namespace",
@@ -44,6 +44,8 @@ kinds! {
     Ledger = "ledger",
     /// What a gateway last reported, by `PID-STARTED`.
     Counters = "counters",
+    /// A version of a secret, by `NAMESPACE/APP/NAME/VERSION` with six digits.
+    Secret = "secret",
     /// What the platform keeps about itself, by name.
     Meta = "meta",
 }
@@ -68,7 +70,7 @@ impl Document for Release {
     const KIND: Kind = Kind::Release;
 }
 
-impl Document for Rollout {
+impl Document for Record {
     const KIND: Kind = Kind::Rollout;
 }
 

@@ -9,7 +9,7 @@ use stead_core::manifest;
 use stead_core::name::AppKey;
 use stead_core::rollout::Routing;
 use stead_core::routes::{
-    self, AppRoutes, BackendState, HostRule, ParkPolicy, Protocol, RouteTable, Split, ToGateway,
+    self, AppRoutes, BackendState, HostRule, ParkPolicy, Protocol, RouteTable, ToGateway,
 };
 
 /// One App's part.
@@ -237,6 +237,7 @@ mod tests {
     use super::*;
     use stead_core::fleet::Revision;
     use stead_core::ids::{Ordinal, ReleaseNo};
+    use stead_core::routes::Split;
 
     fn app() -> AppKey {
         "default/web".parse().unwrap()

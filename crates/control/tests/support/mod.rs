@@ -182,21 +182,44 @@ impl Client {
         self.get(&app_path(app)).await
     }
 
-    /// Follows a Rollout to its end by its stream. Gives everything the stream said.
+    /// Follows a Rollout by its stream until every Instance is changed, or it failed. Gives
+    /// everything the stream said.
     pub(crate) async fn follow(&self, app: &str, number: RolloutNo) -> Vec<Progress> {
+        let over = |progress: &Progress| {
+            progress.rollout.phase.is_through() || progress.rollout.phase.is_final()
+        };
+        self.follow_until(app, number, over).await
+    }
+
+    /// Follows a Rollout by its stream until it looks as wanted.
+    pub(crate) async fn follow_until(
+        &self,
+        app: &str,
+        number: RolloutNo,
+        wanted: impl Fn(&Progress) -> bool,
+    ) -> Vec<Progress> {
         let path = format!("{}/rollouts/{number}/progress", app_path(app));
         let response = self.send(Method::GET, &path, None, &[]).await;
         assert_eq!(response.status(), StatusCode::OK);
-        let body = tokio::time::timeout(PATIENCE, response.into_body().collect());
-        let bytes = body.await.expect("the rollout ends").unwrap().to_bytes();
-        let text = String::from_utf8(bytes.to_vec()).unwrap();
-        text.lines()
-            .filter_map(|line| line.strip_prefix("data: "))
-            .map(|data| serde_json::from_str(data).unwrap())
-            .collect()
+        let mut body = response.into_body();
+        let (mut said, mut text) = (Vec::<Progress>::new(), String::new());
+        while !said.last().is_some_and(&wanted) {
+            let frame = tokio::time::timeout(PATIENCE, body.frame()).await;
+            let frame = frame.unwrap_or_else(|_| panic!("not as wanted: {:#?}", said.last()));
+            let Some(frame) = frame else { break };
+            if let Some(data) = frame.unwrap().data_ref() {
+                text.push_str(std::str::from_utf8(data).unwrap());
+            }
+            while let Some(end) = text.find("\n\n") {
+                let event: String = text.drain(..end + 2).collect();
+                let data = event.lines().find_map(|line| line.strip_prefix("data: "));
+                said.extend(data.map(|data| serde_json::from_str(data).unwrap()));
+            }
+        }
+        said
     }
 
-    /// Follows the Rollout of an accepted change to its end.
+    /// Follows the Rollout of an accepted change until every Instance is changed, or it failed.
     pub(crate) async fn ended(&self, accepted: Accepted) -> Rollout {
         let number = accepted.rollout.expect("the change needs a rollout");
         let progress = self.follow(accepted.app.app.as_str(), number).await;

@@ -3,22 +3,27 @@
 
 pub mod exec;
 mod platform;
+mod rollout;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use platform::{EnvView, EventPage, EventRecord, NamespaceView};
+pub use rollout::{
+    BatchPlan, ChangePlan, Decision, Doing, InstancePlan, PlanView, Record, RolloutView,
+};
 
 use crate::app::Release;
 use crate::error::UserError;
 use crate::event::PhaseName;
-use crate::fleet::{Exit, Health, Revision, TrafficState};
+use crate::fleet::{Exit, Health, Part, Revision, Slot, TrafficState};
 use crate::ids::{ContainerId, Digest, Generation, Ordinal, ReleaseNo, RolloutNo};
-use crate::manifest::Manifest;
+use crate::manifest::{EnvName, Manifest};
 use crate::name::AppKey;
 use crate::rollout::Rollout;
+use crate::secret::Secret;
 use crate::time::{Micros, Time};
 
 /// Asks for a new Release of an App, and creates the App if there is none.
@@ -56,12 +61,64 @@ pub struct RestartRequest {
     pub message: Option<String>,
 }
 
-/// Asks for another number of Instances.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// Asks for another number of Instances, or for some of them to go; or both, in that order.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScaleRequest {
-    /// How many.
-    pub instances: u32,
+    /// How many in the end; without it, those that are left.
+    #[serde(default)]
+    pub instances: Option<u32>,
+    /// Instances that go. The others keep their ordinals.
+    #[serde(default)]
+    pub remove: BTreeSet<Ordinal>,
+}
+
+/// How a Rollout is promoted. Other verbs of a Rollout have no wishes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SteerRequest {
+    /// Everything that is left at once, instead of the next batch.
+    #[serde(default)]
+    pub all: bool,
+}
+
+/// Gives a secret a value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRequest {
+    /// The value: 1 byte to 64 KiB of text without NUL. No answer ever holds it.
+    #[serde(serialize_with = "crate::secret::expose")]
+    #[schema(value_type = String, write_only)]
+    pub value: Secret,
+}
+
+/// A secret of an App. Its value is not shown, ever.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SecretView {
+    /// Its name, which is that of the variable it becomes.
+    #[schema(value_type = String)]
+    pub name: EnvName,
+    /// The version that a new Release gets. `None`: it was unset, and only Releases made
+    /// before that have it.
+    pub version: Option<u32>,
+    /// When that version, or else the one in use, was set.
+    pub set: Time,
+    /// By whom.
+    pub by: String,
+    /// The version that the App's present Release has, if it uses the secret.
+    pub used: Option<u32>,
+}
+
+/// What a change of a secret has led to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SecretChanged {
+    /// The secret.
+    #[schema(value_type = String)]
+    pub name: EnvName,
+    /// The version that a new Release gets; `None` once it is unset.
+    pub version: Option<u32>,
+    /// The Rollout that brings it to the App, where the App uses it.
+    pub accepted: Option<Accepted>,
 }
 
 /// Changes environment variables: a new Release that differs in them alone.
@@ -142,6 +199,34 @@ pub struct InstanceView {
     pub last_exit: Option<Exit>,
     /// What last went wrong.
     pub trouble: Option<UserError>,
+    /// Where new connections to its address go.
+    #[serde(default)]
+    pub slot: Slot,
+    /// Everything that runs or stands by in it, sidecars included.
+    #[serde(default)]
+    pub containers: Vec<ContainerView>,
+    /// The step it is in, while something changes.
+    #[serde(default)]
+    pub doing: Option<Doing>,
+}
+
+/// A Container of an Instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ContainerView {
+    /// Its id: another one means another start.
+    pub id: ContainerId,
+    /// What it is to the Instance.
+    pub part: Part,
+    /// Where it is.
+    pub slot: Slot,
+    /// What it runs.
+    pub revision: Revision,
+    /// In one word, as for an Instance; `frozen` besides.
+    pub state: String,
+    /// Since when it is so; of one that runs: when it was started.
+    pub since: Option<Time>,
+    /// Whether it gets requests.
+    pub traffic: TrafficState,
 }
 
 /// A Release in a list.
@@ -165,6 +250,9 @@ pub struct Bar {
     pub offset: Micros,
     /// How long it took.
     pub took: Micros,
+    /// It is on the longest chain, which decided the end.
+    #[serde(default)]
+    pub critical: bool,
 }
 
 /// Where a Rollout's time went.
@@ -176,8 +264,11 @@ pub struct Waterfall {
     pub bars: Vec<Bar>,
     /// From the request to the end of the Rollout; `None` while it goes on.
     pub total: Option<Micros>,
-    /// The same of the Rollout before, for comparison.
+    /// The same of the Rollout to the Release before it, for comparison.
     pub before: Option<Micros>,
+    /// How long each phase took in that one, over all Instances.
+    #[serde(default)]
+    pub before_phases: BTreeMap<PhaseName, Micros>,
 }
 
 /// What became of an App's requests under one Release.
@@ -226,6 +317,9 @@ pub struct Progress {
     pub rollout: Rollout,
     /// Why it is where it is.
     pub why: String,
+    /// A person stopped the App: it goes on once it is started again.
+    #[serde(default)]
+    pub stopped: bool,
     /// Wanted Instances.
     pub instances: u32,
     /// Instances that run the new Revision and take traffic.

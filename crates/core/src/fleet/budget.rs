@@ -1,6 +1,6 @@
 //! How many Instances may change now, and in which order.
 
-use super::{Fleet, FleetSeen, InstanceSeen};
+use super::{ContainerSeen, Fleet, FleetSeen, InstanceSeen, Part, ReleaseSpec};
 use crate::ids::Ordinal;
 
 /// What this plan may still begin.
@@ -16,14 +16,17 @@ impl Budget {
     /// Release halts itself.
     pub(super) fn new(fleet: &Fleet, seen: &FleetSeen) -> Self {
         let wanted = || fleet.ordinals().chain(fleet.surplus());
+        let release = fleet.heading.map(|heading| heading.release);
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let serving = count(wanted().filter(|ordinal| seen.serves(*ordinal)).count());
-        let out_now = fleet.instances.saturating_sub(serving);
+        // What is out of service counts too: a Release that does not become ready halts itself.
+        // One that shall not change yet says nothing of it, and must not hold it up.
+        let concerned = |o: &Ordinal| fleet.wanted(*o).map(|w| w.release) == release;
+        let waits = fleet.ordinals().filter(|o| !seen.serves(*o) && concerned(o));
+        let out_now = count(waits.count());
         let changing = count(wanted().filter(|o| under_way(fleet, seen, *o)).count());
         Self {
             out: serving.saturating_sub(fleet.floor()),
-            // What is out of service counts too: a Release that does not become ready halts
-            // itself.
             beside: fleet.at_once().saturating_sub(changing.saturating_add(out_now)),
         }
     }
@@ -64,11 +67,16 @@ pub(super) fn order(fleet: &Fleet, seen: &FleetSeen) -> Vec<Ordinal> {
     ordinals
 }
 
-/// Whether the Instance serves something else than what it shall run, which is there already.
-pub(super) fn under_way(fleet: &Fleet, seen: &FleetSeen, ordinal: Ordinal) -> bool {
+/// Whether the Instance serves something else than what it shall run, which is there already;
+/// or serves while one of its sidecars is on its way.
+fn under_way(fleet: &Fleet, seen: &FleetSeen, ordinal: Ordinal) -> bool {
     let Some(revision) = fleet.wanted(ordinal) else { return false };
-    seen.instances.get(&ordinal).is_some_and(|instance| {
-        instance.serving().is_some_and(|c| c.revision != revision)
-            && instance.mains().any(|c| c.revision == revision)
-    })
+    let Some(instance) = seen.instances.get(&ordinal) else { return false };
+    let Some(serving) = instance.serving() else { return false };
+    let begun = |part: &Part| instance.of(part).any(|c| c.revision == revision);
+    let changes = serving.revision != revision && begun(&Part::Main);
+    let parts = fleet.releases.get(&revision.release).into_iter().flat_map(ReleaseSpec::parts);
+    let mut sidecars = parts.filter(|part| !part.is_main());
+    let missing = |part: &Part| !instance.of(part).any(ContainerSeen::ready);
+    changes || sidecars.any(|part| begun(&part) && missing(&part))
 }

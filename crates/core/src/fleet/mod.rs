@@ -28,7 +28,7 @@ pub use step::{HookName, Plan, Step, StopCause};
 pub use way::{Fallback, Remake, Way};
 
 use crate::ids::{Digest, Generation, Ordinal, ReleaseNo};
-use crate::manifest::{Effect, Hook, Manifest, RestartPolicy, Strategy, effect_on};
+use crate::manifest::{Effect, EnvName, Hook, Manifest, RestartPolicy, Strategy, effect_on};
 use crate::name::AppKey;
 use crate::time::Micros;
 
@@ -44,6 +44,9 @@ pub struct ReleaseSpec {
     pub sidecars: BTreeMap<String, Digest>,
     /// Everything else.
     pub settings: Arc<Manifest>,
+    /// Versions of the main Container's secrets, by the variable that each becomes.
+    #[serde(default)]
+    pub secrets: BTreeMap<EnvName, u32>,
 }
 
 impl ReleaseSpec {
@@ -105,9 +108,28 @@ impl ReleaseSpec {
 
     /// What bringing a Container of `part` from the Release `old` to this one asks of it.
     pub fn effect_on(&self, part: &Part, old: &Self) -> Effect {
+        let secrets = match part {
+            Part::Main if self.secrets != old.secrets => Effect::RestartContainer,
+            _ => Effect::None,
+        };
+        secrets.max(self.effect_of_settings(part, old))
+    }
+
+    fn effect_of_settings(&self, part: &Part, old: &Self) -> Effect {
         match (old.image_of(part), self.image_of(part)) {
-            (Some((before, _)), Some((now, _))) if before == now => {
-                effect_on(part, &old.settings, &self.settings)
+            (Some((before, source)), Some((now, other))) if before == now => {
+                if source == other {
+                    return effect_on(part, &old.settings, &self.settings);
+                }
+                // Another name of the same image is no other image.
+                let mut settings = Manifest::clone(&self.settings);
+                settings.source.clone_from(&old.settings.source);
+                for sidecar in &mut settings.sidecars {
+                    if let Some(old) = old.settings.sidecar(sidecar.name.as_str()) {
+                        sidecar.source.clone_from(&old.source);
+                    }
+                }
+                effect_on(part, &old.settings, &settings)
             }
             _ => Effect::RestartContainer,
         }

@@ -7,7 +7,7 @@
 use super::budget::{Budget, order};
 use super::step::StopCause;
 use super::{
-    ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, HookName, ImageSeen,
+    ContainerSeen, ContainerState, Exit, Fallback, Fleet, FleetSeen, Health, HookName, ImageSeen,
     InstanceSeen, Part, Plan, ReleaseSpec, Revision, Slot, Step, TrafficState, Way,
 };
 use crate::ids::{Digest, Ordinal};
@@ -185,8 +185,10 @@ impl<'a> Instance<'a> {
     fn plan(&self, budget: &mut Budget, plan: &mut Plan) {
         let ordinal = self.ordinal;
         let Some(sandbox) = &self.seen.sandbox else {
+            // One above the wanted number is only there to help a change begin.
+            let surplus = self.fleet.surplus().any(|surplus| surplus == ordinal);
             // Beside the pull, not after it.
-            if self.rested(&Part::Main, plan) {
+            if !(self.fleet.paused && surplus) && self.rested(&Part::Main, plan) {
                 plan.add(Step::CreateSandbox { ordinal, revision: self.revision });
             }
             return;
@@ -199,8 +201,11 @@ impl<'a> Instance<'a> {
         for part in self.spec.parts().filter(|part| !part.is_main()) {
             sidecars_up &= self.sidecar(&part, budget, plan);
         }
+        // What the Release has no more serves the old Container as long as that runs.
+        let in_use = self.seen.mains().any(|c| c.alive() && !self.fits(c));
         for container in self.seen.containers.iter().filter(|c| !self.spec.has(&c.part)) {
             match container.state {
+                _ if in_use => {}
                 ContainerState::Exited(_) | ContainerState::Prepared => {
                     self.discard(container, plan);
                 }
@@ -228,9 +233,13 @@ impl<'a> Instance<'a> {
     fn sort(&self, part: &'a Part, plan: &mut Plan) -> Option<Sorted<'a>> {
         let mut sorted = Sorted::default();
         for container in self.seen.of(part) {
-            let fits = self.fleet.fits(container, self.revision, self.spec);
+            let fits = self.fits(container);
             match container.state {
-                ContainerState::Exited(exit) if fits && self.stays_ended(exit) => return None,
+                ContainerState::Exited(exit)
+                    if container.revision == self.revision && self.stays_ended(exit) =>
+                {
+                    return None;
+                }
                 ContainerState::Exited(_) => self.discard(container, plan),
                 ContainerState::Prepared if container.revision != self.revision => {
                     self.discard(container, plan);
@@ -277,6 +286,7 @@ impl<'a> Instance<'a> {
             if self.present_of(&Part::Main) && self.rested(&Part::Main, plan) && may_begin(budget) {
                 self.prepare_main(beside, &old, &frozen, plan);
             }
+            self.stand_in(None, &old, plan);
             return;
         };
         match new.state {
@@ -289,13 +299,18 @@ impl<'a> Instance<'a> {
                     }
                 } else if (begun || may_begin(budget))
                     && self.rested(&Part::Main, plan)
+                    // What serves is not taken out for one that its sidecars are not there for.
+                    && (beside || sidecars_up || serving.is_none())
                     && serving.is_none_or(|old| self.asked_before(old, plan))
                 {
                     if beside {
                         self.run(new, plan);
+                        self.stand_in(Some(new), &old, plan);
                     } else {
                         self.all_out(new, &old, plan);
                     }
+                } else {
+                    self.stand_in(Some(new), &old, plan);
                 }
             }
             ContainerState::Running { since, health } => {
@@ -303,10 +318,12 @@ impl<'a> Instance<'a> {
                 if new.serves() && self.seen.slot == new.slot {
                     self.all_out(new, &old, plan);
                 } else {
-                    self.stand_in(&old, plan);
+                    self.stand_in(Some(new), &old, plan);
                 }
             }
-            ContainerState::Stopping { .. } | ContainerState::Exited(_) => {}
+            ContainerState::Stopping { .. } | ContainerState::Exited(_) => {
+                self.stand_in(Some(new), &old, plan);
+            }
         }
     }
 
@@ -318,7 +335,7 @@ impl<'a> Instance<'a> {
         frozen: &[&ContainerSeen],
         plan: &mut Plan,
     ) {
-        let keep = self.spec.keep_previous() > Micros(0);
+        let keep = self.keeps();
         // What serves keeps its place; whatever else there is may be in the way.
         let holder = old.iter().find(|c| c.serves()).or(old.first());
         let held = holder.map_or(self.seen.slot, |holder| holder.slot);
@@ -378,20 +395,37 @@ impl<'a> Instance<'a> {
     /// What the new Container replaces goes; for a while it may be kept, where it is not in
     /// the way.
     fn all_out(&self, new: &ContainerSeen, old: &[&ContainerSeen], plan: &mut Plan) {
-        let keep = self.spec.keep_previous() > Micros(0) && !self.pressed();
+        let keep = self.keeps() && !self.pressed();
         for container in old {
             let keep = keep && container.slot != new.slot;
             self.out(container, if keep { After::Freeze } else { After::Stop(None) }, plan);
         }
     }
 
+    /// Whether what is replaced stays frozen for a while. Where two do not fit into the memory
+    /// it would be in the way.
+    fn keeps(&self) -> bool {
+        let way = self.spec.change(self.world);
+        let full = matches!(way, Way::InPlace { because: Some(Fallback::Memory { .. }) });
+        self.spec.keep_previous() > Micros(0) && !full
+    }
+
     /// Until the new Container serves, the old one does if it can.
-    fn stand_in(&self, old: &[&ContainerSeen], plan: &mut Plan) {
+    fn stand_in(&self, new: Option<&ContainerSeen>, old: &[&ContainerSeen], plan: &mut Plan) {
+        let mut served = self.seen.serving().is_some();
+        // Connections go to the new one from the moment it takes over until it fails.
+        let failed = !new.is_some_and(ContainerSeen::ready);
         for container in old {
             let ContainerState::Running { health, .. } = container.state else { continue };
             let (ordinal, id) = (self.ordinal, container.id.clone());
             match (health, container.traffic) {
-                (Health::Ready, TrafficState::Detached) if self.seen.serving().is_none() => {
+                (Health::Ready, TrafficState::Detached) if !served && !plan.acts_on(&id) => {
+                    served = true;
+                    plan.add(Step::Attach { ordinal, container: id });
+                }
+                (Health::Ready, TrafficState::Attached)
+                    if failed && self.seen.slot != container.slot =>
+                {
                     plan.add(Step::Attach { ordinal, container: id });
                 }
                 (Health::Unready, TrafficState::Attached) => {
@@ -482,6 +516,10 @@ impl<'a> Instance<'a> {
             }
             (Health::Ready | Health::Unready, _) => {}
         }
+    }
+
+    fn fits(&self, container: &ContainerSeen) -> bool {
+        self.fleet.fits(container, self.revision, self.spec)
     }
 
     fn out(&self, container: &ContainerSeen, after: After, plan: &mut Plan) {

@@ -175,6 +175,25 @@ impl Step {
             | Step::RemoveSandbox { ordinal } => Some(*ordinal),
         }
     }
+
+    /// The Container it acts on; `None` for a step of an Instance or of the machine.
+    pub fn container(&self) -> Option<&ContainerId> {
+        match self {
+            Step::Update { container, .. }
+            | Step::Freeze { container, .. }
+            | Step::Thaw { container, .. }
+            | Step::Hook { container, .. }
+            | Step::Start { container, .. }
+            | Step::Attach { container, .. }
+            | Step::Detach { container, .. }
+            | Step::Stop { container, .. }
+            | Step::Discard { container, .. } => Some(container),
+            Step::Pull { .. }
+            | Step::CreateSandbox { .. }
+            | Step::Prepare { .. }
+            | Step::RemoveSandbox { .. } => None,
+        }
+    }
 }
 
 impl fmt::Display for Step {
@@ -224,6 +243,11 @@ impl Plan {
         if !self.steps.contains(&step) {
             self.steps.push(step);
         }
+    }
+
+    /// Whether a step acts on that Container.
+    pub(super) fn acts_on(&self, id: &ContainerId) -> bool {
+        self.steps.iter().any(|step| step.container() == Some(id))
     }
 
     pub(super) fn wake_at(&mut self, at: Time) {

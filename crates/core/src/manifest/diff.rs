@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 
 use super::fields::{Http, Manifest};
 use super::sidecar::Sidecar;
+use super::text::EnvName;
 use crate::fleet::Part;
 
 /// What a difference asks of a running Instance. The later ones include the earlier.
@@ -101,7 +102,9 @@ pub fn diff(old: &Manifest, new: &Manifest) -> Vec<FieldChange> {
     changes.compare("command", command, &new.command, RestartContainer);
     changes.compare("args", args, &new.args, RestartContainer);
     changes.compare("env", env, &new.env, RestartContainer);
-    changes.compare("secrets", secrets, &new.secrets, RestartContainer);
+    // Their order means nothing.
+    let names = |list: &[EnvName]| list.iter().cloned().collect::<BTreeSet<_>>();
+    changes.compare("secrets", &names(secrets), &names(&new.secrets), RestartContainer);
     changes.compare("files", files, &new.files, RestartContainer);
     let (Http { port, hosts, protocol }, to) =
         (http.clone().unwrap_or_default(), new.http.clone().unwrap_or_default());
@@ -212,6 +215,7 @@ mod tests {
         for (old, new, path, effect) in [
             ("env: {A: 1}", "env: {A: 2}", "env.A", RestartContainer),
             ("env: {A: 1}", "", "env.A", RestartContainer),
+            ("", "secrets: [A]", "secrets", RestartContainer),
             ("", "resources: {memory: 1Gi}", "resources.memory", ResourcesOnly),
             ("instances: 1", "instances: 3", "instances", None),
             ("", "http: {hosts: [a.com]}", "http.hosts", None),

@@ -227,6 +227,8 @@ fn each_mistake_has_its_code_and_place() {
         ("resources: {cpu: 1m}", "STEAD-M010 resources.cpu 3:18"),
         ("resources: {memory: 1Mi}", "STEAD-M010 resources.memory 3:21"),
         ("resources: {pids: 1}", "STEAD-M010 resources.pids 3:19"),
+        ("secrets: [A, B, A]", "STEAD-M006 secrets[2] 3:17"),
+        ("env: {A: b}\nsecrets: [A]", "STEAD-M014 secrets[0] 4:11"),
         ("health: {liveness: {}}", "STEAD-M014 health.liveness 3:20"),
         ("health: {liveness: {http: /, tcp: 80}}", "STEAD-M014 health.liveness 3:20"),
         ("health: {liveness: {exec: []}}", "STEAD-M019 health.liveness 3:20"),
@@ -398,7 +400,6 @@ fn each_mistake_has_its_code_and_place() {
 #[test]
 fn what_is_not_built_is_refused_and_what_asks_for_nothing_is_not() {
     for (rest, path) in [
-        ("secrets: [DB_PASSWORD]", "secrets"),
         ("ports: [{port: 5432}]", "ports"),
         ("init: [{name: migrate}]", "init"),
         ("scale: {min: 1, max: 3}", "scale"),
@@ -409,7 +410,7 @@ fn what_is_not_built_is_refused_and_what_asks_for_nothing_is_not() {
         assert_eq!(found.len(), 1, "{rest}: {found:?}");
         assert!(found[0].starts_with(&format!("STEAD-M015 {path} 3:")), "{rest}: {found:?}");
     }
-    for rest in ["secrets: []", "ports: []", "init: []", "scale:"] {
+    for rest in ["secrets: []", "secrets: [DB_PASSWORD, API_KEY]", "ports: []", "init: []", "scale:"] {
         assert_eq!(with(rest), [""; 0], "{rest}");
     }
 }

@@ -25,15 +25,12 @@ fn refusal(found: &str, instead: &str) -> BadValue {
 
 /// What is typed already but asks for something to come.
 pub(super) fn check(manifest: &Manifest) -> Vec<(FieldPath, BadValue)> {
-    let asked: [(bool, &[&str], &str, &str); 2] = [
-        (!manifest.secrets.is_empty(), &["secrets"], "a secret", "env, or a volume with a file"),
-        (
-            manifest.isolation != Isolation::Process,
-            &["isolation"],
-            manifest.isolation.word(),
-            "process",
-        ),
-    ];
+    let asked: [(bool, &[&str], &str, &str); 1] = [(
+        manifest.isolation != Isolation::Process,
+        &["isolation"],
+        manifest.isolation.word(),
+        "process",
+    )];
     let refuse = |path: &[&str], found, instead| (FieldPath::of(path), refusal(found, instead));
     let asked = asked.into_iter().filter(|(asks, ..)| *asks);
     asked.map(|(_, path, found, instead)| refuse(path, found, instead)).collect()

@@ -1,6 +1,6 @@
 //! Whether a Rollout has come further, has failed, or is through.
 
-use super::stage::{reach_at, stages};
+use super::stage::{Stage, stage_before_last};
 use super::{Gate, Phase, Reach, Rollout};
 use crate::analysis::Verdict;
 use crate::app::App;
@@ -70,7 +70,7 @@ pub fn advance(
                 false => stay(Some(*until), "every instance runs the new release; it is watched"),
             }
         }
-        Phase::Undoing { since, why } => one.undoing(*since, why),
+        Phase::Undoing { since, why, .. } => one.undoing(*since, why),
         Phase::Done { .. }
         | Phase::Undone { .. }
         | Phase::Held { .. }
@@ -118,7 +118,7 @@ impl Journey<'_> {
         if let Some(bad) = self.bad(verdict) {
             return bad;
         }
-        if let Some(reached) = self.reach_further(at, gate) {
+        if let Some(reached) = self.reach_further(at) {
             return reached;
         }
         let scope = self.scope();
@@ -151,14 +151,15 @@ impl Journey<'_> {
     }
 
     /// After a change of size the present batch may have to reach more Instances.
-    fn reach_further(&self, at: &Leg<'_>, gate: Option<&Gate>) -> Option<Advance> {
-        let (rules, ordinals) = (self.rules()?, self.ordinals());
-        let reach = reach_at(rules, at.batch, &ordinals, at.reach);
-        if reach == *at.reach || self.rollout.only.is_some() || !self.rollout.is_trial() {
+    fn reach_further(&self, at: &Leg<'_>) -> Option<Advance> {
+        let ordinals = self.ordinals();
+        let reach = self.stage(at)?.reach(self.rules()?, &ordinals, at.reach);
+        if reach == *at.reach {
             return None;
         }
+        // What is waited for after the batch is waited for again once these are done.
         let (batch, done, since) = (at.batch, at.done, self.now);
-        let phase = Phase::Progressing { batch, reach, done, since, gate: gate.copied() };
+        let phase = Phase::Progressing { batch, reach, done, since, gate: None };
         Some(go(phase, "the number of instances has changed"))
     }
 
@@ -173,9 +174,8 @@ impl Journey<'_> {
             }
             return go(Phase::Done { at: self.now }, "every instance runs the new revision");
         }
-        let stages = self.rules().map(|rules| stages(rules, self.fleet.instances));
-        let stage = stages.as_ref().and_then(|stages| stages.get(at.batch as usize));
-        let until = match stage.map(|stage| stage.pause) {
+        let pause = self.stage(at).map(|stage| stage.pause);
+        let until = match pause.or(self.rules().map(|rules| rules.pause)) {
             Some(Pause::Manual) => None,
             Some(Pause::For(span)) if span.millis() > 0 => {
                 Some(self.now + Micros::from_millis(span.millis()))
@@ -190,6 +190,12 @@ impl Journey<'_> {
             gate: Some(Gate { since: self.now, until }),
         };
         go(phase, format!("batch {} is through", at.batch + 1))
+    }
+
+    /// The stage that it is at; `None` for one that reaches all.
+    fn stage(&self, at: &Leg<'_>) -> Option<Stage<'_>> {
+        let Reach::Of(_) = at.reach else { return None };
+        stage_before_last(self.rules()?, at.batch, self.fleet.instances)
     }
 
     fn at_gate(&self, batch: u32, gate: &Gate) -> Advance {
@@ -300,7 +306,9 @@ impl Journey<'_> {
         if let Some(why) = self.pull_failure() {
             return Some(why);
         }
-        self.scope().into_iter().find_map(|ordinal| self.trouble_of(ordinal))
+        // Those above the wanted number run it first.
+        let surplus = self.fleet.surplus().filter(|_| self.rollout.only.is_none());
+        self.scope().into_iter().chain(surplus).find_map(|ordinal| self.trouble_of(ordinal))
     }
 
     fn trouble_of(&self, ordinal: Ordinal) -> Option<UserError> {

@@ -68,6 +68,10 @@ pub enum Phase {
         since: Time,
         /// Why.
         why: UserError,
+        /// The batch it had come to: the new Release gets no larger share of the requests
+        /// than that one gave it. `None` where it had reached all.
+        #[serde(default)]
+        batch: Option<u32>,
     },
     /// Every Instance runs the new Revision.
     Done {
@@ -90,6 +94,10 @@ pub enum Phase {
         why: UserError,
         /// What Instances run until a person decides.
         lineup: Option<Lineup>,
+        /// The batch it had come to, whose share of the requests holds. `None` where it had
+        /// reached all.
+        #[serde(default)]
+        batch: Option<u32>,
     },
     /// A newer change took its place.
     Superseded {
@@ -252,6 +260,11 @@ impl Rollout {
         lineup
     }
 
+    /// Whether a person paused it, and it has not come to where that means nothing any more.
+    pub fn is_paused(&self) -> bool {
+        self.paused.is_some() && matches!(self.phase, Phase::Pulling | Phase::Progressing { .. })
+    }
+
     /// Whether batches, the watch and the analysis apply: a new Release is tried out, an old
     /// one is known.
     pub fn is_trial(&self) -> bool {
@@ -298,13 +311,23 @@ impl Rollout {
             (_, None) => self.hold(why, now),
             // Nothing was touched.
             (Phase::Pulling, from) if self.meanwhile == *from => Phase::Undone { at: now, why },
-            _ => Phase::Undoing { since: now, why },
+            _ => Phase::Undoing { since: now, why, batch: self.batch() },
+        }
+    }
+
+    /// The batch that says who shares the requests; `None` where the new Release has all, or
+    /// none yet.
+    pub(crate) fn batch(&self) -> Option<u32> {
+        match &self.phase {
+            Phase::Progressing { batch, reach: Reach::Of(_), .. } => Some(*batch),
+            Phase::Undoing { batch, .. } | Phase::Held { batch, .. } => *batch,
+            _ => None,
         }
     }
 
     /// The phase in which everything stays as it is until a person decides.
     pub(crate) fn hold(&self, why: UserError, now: Time) -> Phase {
-        Phase::Held { at: now, why, lineup: self.lineup() }
+        Phase::Held { at: now, why, lineup: self.lineup(), batch: self.batch() }
     }
 
     /// Why it failed, when it did.

@@ -56,6 +56,15 @@ impl Stage<'_> {
     }
 }
 
+/// The stage at `index` of a Rollout that was not at its last one when it came to it. After a
+/// change of size there may be fewer: it does not become the last one by that, so that nothing
+/// that is to be waited for is left out. `None` where there is only one.
+pub(crate) fn stage_before_last(rules: &Rollout, index: u32, instances: u32) -> Option<Stage<'_>> {
+    let mut stages = stages(rules, instances);
+    let before_last = stages.len().checked_sub(2)?;
+    Some(stages.swap_remove((index as usize).min(before_last)))
+}
+
 /// The reach of the stage at `index`: everything for the last one.
 pub(crate) fn reach_at(
     rules: &Rollout,

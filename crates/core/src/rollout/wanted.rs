@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::stage::stages;
-use super::{Phase, Reach};
+use super::stage::stage_before_last;
+use super::{Phase, Rollout};
 use crate::app::App;
-use crate::fleet::{Fleet, Lineup, ReleaseSpec};
-use crate::ids::ReleaseNo;
+use crate::fleet::{Fleet, ReleaseSpec};
+use crate::ids::{Ordinal, ReleaseNo};
 use crate::manifest::{Http, Park, Span};
 use crate::routes::{Rule, Split, Sticky, Weight};
 
@@ -69,7 +69,7 @@ pub fn wanted(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Wanted 
             }
             _ => 0,
         },
-        paused: progressing.is_some_and(|rollout| rollout.paused.is_some()),
+        paused: app.rollout.as_ref().is_some_and(Rollout::is_paused),
         releases: releases
             .iter()
             .filter(|(number, _)| needed.contains(number))
@@ -102,45 +102,43 @@ pub fn wanted(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Wanted 
 /// How the requests are shared out: as the batch asks that is under way or was last through.
 fn split(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Split {
     let Some(rollout) = &app.rollout else { return Split::default() };
-    let same = |lineup: &Lineup| lineup.releases().any(|release| release == rollout.to.release);
-    if matches!(rollout.phase, Phase::Undoing { .. }) && !rollout.from.iter().any(same) {
-        // Clients leave the bad Release at once, wherever the old one serves already.
-        return Split {
-            weights: weights(&rollout.from, rollout.to.release, 0),
-            ..Split::default()
-        };
-    }
     let Some(spec) = releases.get(&rollout.to.release) else { return Split::default() };
     let rules = &spec.settings.rollout;
     let mut split = Split {
         sticky: rules.sticky.map(|span| Sticky { max_age_ms: span.millis() }),
         ..Split::default()
     };
-    let Phase::Progressing { batch, reach: Reach::Of(_), .. } = &rollout.phase else {
+    let Some(batch) = rollout.batch() else { return split };
+    let Some(asked) = stage_before_last(rules, batch, app.instances).and_then(|stage| stage.batch)
+    else {
         return split;
     };
-    let stages = stages(rules, app.instances);
-    let Some(asked) = stages.get(*batch as usize).and_then(|stage| stage.batch) else {
-        return split;
-    };
-    if !asked.matches.is_empty() {
+    // What is given up gets no request that need not go there.
+    if !asked.matches.is_empty() && !matches!(rollout.phase, Phase::Undoing { .. }) {
         split.rules = vec![Rule { when: asked.matches.clone(), release: rollout.to.release }];
     }
     if let Some(weight) = asked.weight() {
-        split.weights = weights(&rollout.meanwhile, rollout.to.release, u32::from(weight));
+        split.weights = weights(rollout, &app.ordinals(), u32::from(weight));
     }
     split
 }
 
-/// `share` per cent for the Release `to`, the rest for what `others` run.
-fn weights(others: &Option<Lineup>, to: ReleaseNo, share: u32) -> Vec<Weight> {
-    let mut others: Vec<ReleaseNo> = others.iter().flat_map(Lineup::releases).collect();
-    others.sort_unstable();
-    others.dedup();
-    others.retain(|release| *release != to);
-    let parts = u32::try_from(others.len()).unwrap_or(u32::MAX).max(1);
+/// `share` per cent for the new Release, the rest for what else runs: each of these by the
+/// number of Instances that run it.
+fn weights(rollout: &Rollout, ordinals: &[Ordinal], share: u32) -> Vec<Weight> {
+    let to = rollout.to.release;
+    let mut others: BTreeMap<ReleaseNo, u32> = BTreeMap::new();
+    for ordinal in ordinals {
+        let runs = rollout.meanwhile.as_ref().map(|lineup| lineup.of(*ordinal).release);
+        if let Some(release) = runs.filter(|release| *release != to) {
+            *others.entry(release).or_default() += 1;
+        }
+    }
     // In shares that divide without a rest.
+    let parts = others.values().sum::<u32>().max(1);
     let mut weights = vec![Weight { release: to, weight: share * parts }];
-    weights.extend(others.into_iter().map(|release| Weight { release, weight: 100 - share }));
+    weights.extend(
+        others.into_iter().map(|(release, n)| Weight { release, weight: (100 - share) * n }),
+    );
     weights
 }

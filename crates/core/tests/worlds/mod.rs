@@ -38,7 +38,8 @@ pub fn spec(release: u32, change: impl FnOnce(&mut Manifest)) -> ReleaseSpec {
     change(&mut settings);
     let reference = format!("sim/web:{release}");
     let image = digest(release);
-    ReleaseSpec { image, reference, sidecars: BTreeMap::new(), settings: Arc::new(settings) }
+    let (sidecars, secrets) = (BTreeMap::new(), BTreeMap::new());
+    ReleaseSpec { image, reference, sidecars, settings: Arc::new(settings), secrets }
 }
 
 pub fn revision(release: u32, run: u32) -> Revision {

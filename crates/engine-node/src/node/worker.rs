@@ -249,7 +249,15 @@ impl Worker {
             let model = self.model();
             let instances = model.seen.instances.iter();
             let all = instances.flat_map(|(o, i)| i.containers.iter().map(move |c| (*o, c)));
-            all.filter(|(_, c)| matches!(c.state, ContainerState::Running { .. }))
+            let unwatched = |ordinal: Ordinal, c: &ContainerSeen| match c.state {
+                // What is being started or thawed is watched by whoever does that.
+                ContainerState::Running { health: Health::Starting, .. } => {
+                    !model.busy.contains(&Subject::Container(ordinal, c.id.clone()))
+                }
+                ContainerState::Running { .. } => true,
+                _ => false,
+            };
+            all.filter(|(ordinal, c)| unwatched(*ordinal, c))
                 .filter(|(_, c)| !model.watches.contains_key(&c.id))
                 .map(|(ordinal, c)| (ordinal, c.id.clone()))
                 .collect()
@@ -260,7 +268,6 @@ impl Worker {
                 continue;
             }
             let subject = Subject::Container(ordinal, id.clone());
-            // Else it is being started.
             if self.model().take(&subject) {
                 let worker = self.clone();
                 let begin = async move { hooks::begin_life(&worker, ordinal, &id).await };

@@ -5,7 +5,9 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use http::Method;
-use stead_core::api::{Accepted, AppView, RestartRequest, RollbackRequest, ScaleRequest};
+use stead_core::api::{
+    Accepted, AppView, RestartRequest, RollbackRequest, ScaleRequest, SteerRequest,
+};
 use stead_core::error::{Code, UserError};
 use stead_core::ids::{Ordinal, ReleaseNo};
 use stead_core::name::AppName;
@@ -23,23 +25,43 @@ pub(super) enum RolloutCommand {
     Pause(OfApp),
     /// Go on after a pause
     Resume(OfApp),
-    /// Go on to the end without further pauses
-    Promote(OfApp),
+    /// Begin the next batch without waiting; end the watch of one that is through
+    Promote(Promote),
     /// End it and go back to what was before
     Abort(OfApp),
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Promote {
+    /// The App
+    app: AppName,
+    /// Everything that is left at once
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    wait: Wait,
+}
+
 pub(super) async fn rollout(context: &Context, command: RolloutCommand) -> Result<()> {
-    let (app, verb) = match command {
+    let (app, verb, said) = match command {
         RolloutCommand::Status(OfApp { app }) => return rollout_status(context, &app).await,
-        RolloutCommand::Pause(OfApp { app }) => (app, "pause"),
-        RolloutCommand::Resume(OfApp { app }) => (app, "resume"),
-        RolloutCommand::Promote(OfApp { app }) => (app, "promote"),
-        RolloutCommand::Abort(OfApp { app }) => (app, "abort"),
+        RolloutCommand::Promote(args) => return promote(context, args).await,
+        RolloutCommand::Pause(OfApp { app }) => {
+            (app, "pause", "paused; what has begun is finished, no other instance changes")
+        }
+        RolloutCommand::Resume(OfApp { app }) => (app, "resume", "the rollout goes on"),
+        RolloutCommand::Abort(OfApp { app }) => (app, "abort", "given up; it goes back"),
     };
     let path = format!("{}/rollouts/current/{verb}", context.path(&app));
     let accepted: Accepted = context.client.post(&path, &()).await?;
-    committed(context, &accepted, &format!("{verb} of the rollout"))
+    committed(context, &accepted, said)
+}
+
+async fn promote(context: &Context, args: Promote) -> Result<()> {
+    let path = format!("{}/rollouts/current/promote", context.path(&args.app));
+    let request = SteerRequest { all: args.all };
+    let accepted: Accepted = context.client.post(&path, &request).await?;
+    follow::rollout(context, accepted, &args.wait, Aim::Forward).await
 }
 
 async fn rollout_status(context: &Context, app: &AppName) -> Result<()> {
@@ -124,16 +146,25 @@ pub(super) async fn restart(context: &Context, args: Restart) -> Result<()> {
 pub(super) struct Scale {
     /// The App
     app: AppName,
-    /// How many Instances
-    #[arg(value_parser = clap::value_parser!(u32).range(0..=1000))]
-    instances: u32,
+    /// How many Instances [default with --remove: those that are left]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=1000), required_unless_present = "remove")]
+    instances: Option<u32>,
+    /// Instances that go, such as 3,5; the others keep their numbers
+    #[arg(long, value_name = "I,…", value_delimiter = ',')]
+    remove: Vec<Ordinal>,
 }
 
 pub(super) async fn scale(context: &Context, args: &Scale) -> Result<()> {
     let path = format!("{}/scale", context.path(&args.app));
-    let request = ScaleRequest { instances: args.instances };
+    let remove = args.remove.iter().copied().collect();
+    let request = ScaleRequest { instances: args.instances, remove };
     let accepted: Accepted = context.client.post(&path, &request).await?;
-    committed(context, &accepted, &format!("{} instances", args.instances))
+    let mut said = args.instances.map(|count| format!("{count} instances")).into_iter().collect::<Vec<_>>();
+    if !args.remove.is_empty() {
+        let names: Vec<String> = args.remove.iter().map(ToString::to_string).collect();
+        said.push(format!("without {}", names.join(", ")));
+    }
+    committed(context, &accepted, &said.join(", "))
 }
 
 pub(super) async fn stop(context: &Context, app: &AppName) -> Result<()> {

@@ -15,7 +15,7 @@ use stead_core::error::{Code, UserError};
 use stead_core::ids::{ContainerId, ReleaseNo, RolloutNo};
 use stead_core::manifest::Span;
 use stead_core::name::AppKey;
-use stead_core::rollout::Phase;
+use stead_core::rollout::{Phase, Rollout};
 use stead_core::time::Micros;
 use tokio::time::Instant;
 
@@ -49,6 +49,12 @@ struct Outcome {
     release: ReleaseNo,
     rollout: RolloutNo,
     phase: &'static str,
+    /// For how long it is still watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    watched: Option<Micros>,
+    /// What a person is waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits: Option<String>,
     urls: Vec<String>,
     took: Option<Micros>,
     bars: Vec<Bar>,
@@ -83,7 +89,7 @@ pub(super) async fn rollout(
     let mut view = View::new(context.output);
     let mut last_words = LastWords::default();
     let watched = tokio::select! {
-        end = watch(context, &accepted.app, number, &mut view, &mut last_words) => end.map(Some),
+        end = watch(context, &accepted.app, number, &mut view, &mut last_words, aim) => end.map(Some),
         () = elapsed(wait.timeout) => Err(too_long(number, wait.timeout).into()),
         _ = tokio::signal::ctrl_c() => Ok(None),
     };
@@ -123,13 +129,27 @@ fn too_long(number: RolloutNo, timeout: Option<Span>) -> UserError {
     )
 }
 
-/// Watches until a final phase. Survives a restart of the platform.
+/// Whether waiting ends here: every Instance is changed, it failed, a person has to decide, or
+/// a person stopped the App. A Release that is only watched any more serves everybody.
+fn is_enough(progress: &Progress, aim: Aim) -> bool {
+    let phase = &progress.rollout.phase;
+    let asks = aim == Aim::Forward && asks_a_person(&progress.rollout);
+    phase.is_final() || phase.is_through() || asks || progress.stopped
+}
+
+/// Whether the Rollout goes on only when a person promotes it.
+fn asks_a_person(rollout: &Rollout) -> bool {
+    matches!(&rollout.phase, Phase::Progressing { gate: Some(gate), .. } if gate.until.is_none())
+}
+
+/// Watches until waiting ends. Survives a restart of the platform.
 async fn watch(
     context: &Context,
     app: &AppKey,
     number: RolloutNo,
     view: &mut View,
     last_words: &mut LastWords,
+    aim: Aim,
 ) -> Result<Progress> {
     let path = format!("{}/rollouts/{number}/progress", app_path(app));
     let mut away: Option<Instant> = None;
@@ -152,7 +172,7 @@ async fn watch(
             away = None;
             view.update(&progress);
             last_words.note(context, app, &progress).await;
-            if progress.rollout.phase.is_final() {
+            if is_enough(&progress, aim) {
                 return Ok(progress);
             }
         }
@@ -202,6 +222,11 @@ async fn finish(
     let waterfall = look::waterfall_of(context, &app, Some(rollout.number)).await.ok();
     let urls = context.client.get::<AppView>(&app_path(&app)).await.map(|view| view.urls);
     let failure = match &rollout.phase {
+        phase if end.stopped && !phase.is_final() => Some(UserError::new(
+            Code::NoInstance,
+            format!("app {app} was stopped while rollout {} was under way", rollout.number),
+            format!("`stead start {}` starts it again, and the rollout goes on", app.app),
+        )),
         Phase::Superseded { .. } => Some(UserError::new(
             Code::RolloutAborted,
             format!("rollout {} of app {app} was superseded by a newer change", rollout.number),
@@ -214,6 +239,11 @@ async fn finish(
         release: rollout.to.release,
         rollout: rollout.number,
         phase: rollout.phase.name(),
+        watched: match &rollout.phase {
+            Phase::Watching { until, .. } => Some(until.since(human::now())),
+            _ => None,
+        },
+        waits: asks_a_person(rollout).then(|| end.why.clone()),
         urls: urls.unwrap_or_default(),
         took: waterfall.as_ref().and_then(|waterfall| waterfall.total),
         bars: waterfall.map(|waterfall| waterfall.bars).unwrap_or_default(),
@@ -232,7 +262,8 @@ fn outcome_text(outcome: &Outcome) -> String {
     let Outcome { app, release, rollout, .. } = outcome;
     let took = outcome.took.map(|took| format!(" in {took}")).unwrap_or_default();
     let state = match outcome.phase {
-        "done" => format!("release {release} runs"),
+        _ if outcome.waits.is_some() => format!("release {release} waits for you"),
+        "done" | "watching" => format!("release {release} runs"),
         "undone" if outcome.failure.is_none() => {
             format!("release {release} was given up, the one before runs")
         }
@@ -241,6 +272,16 @@ fn outcome_text(outcome: &Outcome) -> String {
         other => format!("release {release}: {other}"),
     };
     let mut lines = vec![format!("{app}: {state} (rollout {rollout}{took})")];
+    if let Some(why) = &outcome.waits {
+        let name = &app.app;
+        lines.push(format!("  gate    {}", human::plain(why)));
+        lines.push(format!("  next    `stead rollout promote {name}` goes on,"));
+        lines.push(format!("          `stead rollout abort {name}` goes back"));
+    }
+    if let Some(left) = outcome.watched {
+        let left = human::length(left);
+        lines.push(format!("  watch   for {left} more; it is undone if it proves bad"));
+    }
     let phases = waterfall::summary(&outcome.bars);
     if !phases.is_empty() {
         lines.push(format!("  phases  {phases}"));
@@ -267,6 +308,8 @@ mod tests {
             release: ReleaseNo(2),
             rollout: RolloutNo(3),
             phase: "undone",
+            watched: None,
+            waits: None,
             urls: vec!["http://web.default.localhost:8080/".into()],
             took: Some(Micros::from_millis(1500)),
             bars: Vec::new(),
@@ -290,5 +333,14 @@ mod tests {
             "default/web: release 2 runs (rollout 3 in 1500.0 ms)\n  url     \
              http://web.default.localhost:8080/"
         );
+        outcome = Outcome { phase: "watching", watched: Some(Micros::from_secs(120)), ..outcome };
+        let text = outcome_text(&outcome);
+        assert!(text.contains("release 2 runs"), "{text}");
+        assert!(text.contains("  watch   for 2m more; it is undone if it proves bad"), "{text}");
+        let waits = Some("batch 1 is through; a person promotes it".to_owned());
+        outcome = Outcome { phase: "progressing", watched: None, waits, ..outcome };
+        let text = outcome_text(&outcome);
+        assert!(text.contains("release 2 waits for you"), "{text}");
+        assert!(text.contains("`stead rollout promote web` goes on"), "{text}");
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use stead_core::manifest::Strategy;
 use stead_core::time::Micros;
 
 use super::node::Fault;
@@ -14,14 +15,58 @@ pub struct Deployment {
     pub image: String,
     /// Its tag. The same tag is the same image.
     pub tag: u8,
-    /// By a new Sandbox instead of in place.
-    pub recreate: bool,
-    /// With a volume, which needs a Sandbox of another shape.
+    /// How Instances change.
+    pub strategy: Strategy,
+    /// With a volume of its own, which needs a Sandbox of another shape.
     pub volume: bool,
     /// Whether it goes back by itself when it fails.
     pub auto_rollback: bool,
     /// Instances that may be out of service at once.
     pub max_unavailable: u32,
+    /// Instances that may run above the wanted number.
+    pub max_surge: u32,
+    /// In so many batches.
+    pub batches: u32,
+    /// A person is waited for between them.
+    pub manual: bool,
+    /// So many Instances stay on the old Release until a person promotes the new one.
+    pub partition: u32,
+    /// The share of the requests that the first batch gets, in per cent.
+    pub weight: Option<u8>,
+    /// How long the old Container stays frozen.
+    pub keep: Micros,
+    /// How long it is watched after the last batch.
+    pub watch: Micros,
+    /// With hooks before and after an update, and before an Instance goes.
+    pub hooks: bool,
+    /// The image of a sidecar.
+    pub sidecar: Option<String>,
+    /// Memory that each Instance may use, in MiB.
+    pub memory: u64,
+}
+
+impl Default for Deployment {
+    /// A good image, handed over at once.
+    fn default() -> Self {
+        Self {
+            image: "ready".into(),
+            tag: 0,
+            strategy: Strategy::Handover,
+            volume: false,
+            auto_rollback: true,
+            max_unavailable: 0,
+            max_surge: 0,
+            batches: 1,
+            manual: false,
+            partition: 0,
+            weight: None,
+            keep: Micros(0),
+            watch: Micros(0),
+            hooks: false,
+            sidecar: None,
+            memory: 64,
+        }
+    }
 }
 
 /// One thing that happens.
@@ -45,6 +90,21 @@ pub enum Action {
     Start,
     /// A person ends the Rollout.
     Abort,
+    /// A person pauses the Rollout.
+    Pause,
+    /// A person lets it go on.
+    Resume,
+    /// A person is content: with the batch, or with the whole Release.
+    Promote {
+        /// With the whole Release.
+        all: bool,
+    },
+    /// A person takes one Instance away by name.
+    Remove(u32),
+    /// The gateway's figures prove that the new Release is worse.
+    Worse,
+    /// The machine has so many MiB of memory left; under 32 it is pressed.
+    Memory(u64),
     /// A person deletes the App.
     Delete,
     /// Something happens to a Container.
@@ -65,6 +125,8 @@ impl Action {
             // With no Instance there is nobody to answer.
             Action::Scale(instances) => *instances > 0,
             Action::Fault(..) | Action::CrashServe(_) | Action::CrashControl(_) => false,
+            // The last Instance may go.
+            Action::Remove(_) => false,
             _ => true,
         }
     }
@@ -73,7 +135,9 @@ impl Action {
 impl Deployment {
     /// Whether its image does what it should.
     pub fn is_good(&self) -> bool {
+        let sidecar = self.sidecar.as_ref();
         super::script(&self.reference()).works()
+            && sidecar.is_none_or(|image| super::script(image).works())
     }
 
     /// The image's reference.

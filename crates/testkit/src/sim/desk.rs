@@ -3,19 +3,22 @@
 //! The store survives; everything else is forgotten in a crash. Loading, acting and
 //! committing are three moments, so that a person or a crash may come in between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use stead_core::app::{App, Change};
 use stead_core::fleet::ReleaseSpec;
 use stead_core::ids::{Generation, Ordinal, ReleaseNo};
 use stead_core::invariants::Violation;
-use stead_core::manifest::{Amount, Manifest, Span, Strategy, Volume};
+use stead_core::manifest::{
+    Amount, Batch, Batches, Hook, HookRun, Hooks, Manifest, Pause, Span, Volume,
+};
 use stead_core::name::AppKey;
 use stead_core::rollout::{Phase, RolloutKind, Wanted, wanted};
-use stead_core::time::Time;
+use stead_core::time::{Micros, Time};
 
 use super::action::Deployment;
 use super::fleets::{release, settings};
+use super::script::digest_of;
 
 /// What the store holds of the App.
 #[derive(Debug, Clone)]
@@ -66,13 +69,16 @@ impl Desk {
             return false;
         }
         let manifest = manifest(&self.key, what);
+        let mut spec = release(manifest.clone());
+        let sidecars = manifest.sidecars.iter();
+        spec.sidecars = sidecars.map(|s| (s.name.to_string(), digest_of(&s.source))).collect();
         let key = self.key.clone();
         let stored = self.stored.get_or_insert_with(|| Stored {
             app: App::new(key, 2, now),
             releases: BTreeMap::new(),
         });
         let number = stored.app.last_release.next();
-        stored.releases.insert(number, release(manifest.clone()));
+        stored.releases.insert(number, spec);
         self.commit(|app| {
             app.roll_out(number, &manifest, change(RolloutKind::Deploy, image_here, now));
             true
@@ -132,6 +138,26 @@ impl Desk {
         self.commit(|app| app.abort("somebody", now).is_ok())
     }
 
+    pub(super) fn pause(&mut self, now: Time) -> bool {
+        self.commit(|app| app.pause("somebody", now).is_ok())
+    }
+
+    pub(super) fn resume(&mut self, now: Time) -> bool {
+        self.commit(|app| app.resume(now).is_ok())
+    }
+
+    pub(super) fn promote(&mut self, all: bool, now: Time) -> bool {
+        let Some(stored) = &self.stored else { return false };
+        let to = stored.app.rollout.as_ref().map(|rollout| rollout.to.release);
+        let Some(spec) = to.and_then(|to| stored.releases.get(&to)) else { return false };
+        let settings = spec.settings.clone();
+        self.commit(|app| app.promote(&settings.rollout, all, now).is_ok())
+    }
+
+    pub(super) fn remove(&mut self, ordinal: u32, now: Time) -> bool {
+        self.commit(|app| app.remove(&BTreeSet::from([Ordinal(ordinal)]), now).is_ok())
+    }
+
     pub(super) fn delete(&mut self) -> bool {
         self.commit(|app| {
             app.delete();
@@ -181,6 +207,10 @@ impl Desk {
     }
 }
 
+fn span(length: Micros) -> Span {
+    Span::from_millis(length.0 / 1000)
+}
+
 fn change(kind: RolloutKind, image_here: bool, now: Time) -> Change {
     Change { kind, image_here, now, by: "somebody".into(), message: None }
 }
@@ -188,10 +218,36 @@ fn change(kind: RolloutKind, image_here: bool, now: Time) -> Change {
 fn manifest(key: &AppKey, what: &Deployment) -> Manifest {
     let mut manifest = settings(key, &what.reference());
     let rollout = &mut manifest.rollout;
-    rollout.strategy = Some(if what.recreate { Strategy::Recreate } else { Strategy::InPlace });
+    rollout.strategy = Some(what.strategy);
     rollout.auto_rollback = what.auto_rollback;
     rollout.max_unavailable = Amount::Count(what.max_unavailable);
+    rollout.max_surge = Amount::Count(what.max_surge);
     rollout.progress_deadline = Span::from_secs(20);
+    rollout.batches = Batches::Count(what.batches);
+    if let Some(weight) = what.weight {
+        let first = Batch { weight: Some(weight), ..Batch::of(Amount::Count(1)) };
+        rollout.batches = Batches::List(vec![first, Batch::of(Amount::Percent(50))]);
+    }
+    if what.manual {
+        rollout.pause = Pause::Manual;
+    }
+    rollout.partition = Amount::Count(what.partition);
+    rollout.keep_previous = Some(span(what.keep));
+    rollout.watch = span(what.watch);
+    if what.hooks {
+        let hook = || {
+            let run = HookRun::Exec(vec!["true".into()]);
+            Some(Hook { run, deadline: Span::from_secs(1) })
+        };
+        manifest.lifecycle.hooks =
+            Hooks { before_update: hook(), after_update: hook(), pre_delete: hook() };
+    }
+    manifest.resources.memory =
+        Some(format!("{}Mi", what.memory).parse().expect("it is an amount of memory"));
+    if let Some(image) = &what.sidecar {
+        let written = serde_json::json!({"name": "proxy", "source": image});
+        manifest.sidecars = vec![serde_json::from_value(written).expect("it is a sidecar")];
+    }
     if what.volume {
         manifest.volumes = vec![Volume {
             name: "data".parse().expect("it is a name"),

@@ -233,7 +233,7 @@ impl Worker {
 #[async_trait]
 impl Engine for SimEngine {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { in_place: true, handover: false, freeze: false }
+        Capabilities { in_place: true, handover: true, freeze: true }
     }
 
     async fn apply(&self, fleet: Fleet) -> Result<(), EngineError> {

@@ -36,13 +36,15 @@ pub fn settings(app: &AppKey, reference: &str) -> Manifest {
 pub fn release(settings: Manifest) -> ReleaseSpec {
     let reference = settings.source.clone();
     let image = digest_of(&reference);
-    ReleaseSpec { image, reference, sidecars: BTreeMap::new(), settings: Arc::new(settings) }
+    let (sidecars, secrets) = (BTreeMap::new(), BTreeMap::new());
+    ReleaseSpec { image, reference, sidecars, settings: Arc::new(settings), secrets }
 }
 
 /// Like [`release`], with an image that was resolved before.
 pub fn release_of(settings: Manifest, image: Digest) -> ReleaseSpec {
     let reference = settings.source.clone();
-    ReleaseSpec { image, reference, sidecars: BTreeMap::new(), settings: Arc::new(settings) }
+    let (sidecars, secrets) = (BTreeMap::new(), BTreeMap::new());
+    ReleaseSpec { image, reference, sidecars, settings: Arc::new(settings), secrets }
 }
 
 /// A Fleet that runs `target` in `instances` Instances.

@@ -23,5 +23,5 @@ pub use fleets::{app_key, fleet, release, release_of, settings};
 pub use gateway::Counts;
 pub use node::{Effect, Fault, Node, PORT, Pace, WELL_AFTER};
 pub use notes::{Notes, OpenRoad};
-pub use script::{Ending, Script, digest_of, resolve, script};
+pub use script::{Ending, HookScript, Script, digest_of, resolve, script};
 pub use world::{Outcome, replay, run};

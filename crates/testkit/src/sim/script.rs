@@ -22,6 +22,8 @@ use stead_core::time::Micros;
 /// | `missing` | its reference resolves to nothing |
 /// | `refused` | resolves, and its pull fails for good |
 /// | `registry-down` | resolves, and its pull fails as if the registry were away |
+/// | `bad-hook` | ready, and every hook of it fails |
+/// | `endless-hook` | ready, and no hook of it ends |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Script {
     /// From the start until it is ready; `None`: never.
@@ -36,6 +38,19 @@ pub struct Script {
     pub starts: bool,
     /// Whether its reference resolves.
     pub resolves: bool,
+    /// What becomes of its hooks.
+    pub hooks: HookScript,
+}
+
+/// What becomes of the hooks of a Release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookScript {
+    /// They do what they should.
+    Succeeds,
+    /// They fail.
+    Fails,
+    /// They do not end.
+    Hangs,
 }
 
 /// How a program ends by itself.
@@ -57,6 +72,7 @@ impl Script {
             && self.starts
             && self.ready_after.is_some()
             && self.ends.is_none()
+            && self.hooks == HookScript::Succeeds
     }
 }
 
@@ -67,6 +83,7 @@ const WELL_BEHAVED: Script = Script {
     pull_fails: None,
     starts: true,
     resolves: true,
+    hooks: HookScript::Succeeds,
 };
 
 /// The behaviour that `reference` names.
@@ -83,6 +100,8 @@ pub fn script(reference: &str) -> Script {
         "crash-later" => Script { ends: ending(200, 3, false), ..WELL_BEHAVED },
         "oom" => Script { ends: ending(20, 137, true), ..WELL_BEHAVED },
         "cannot-start" => Script { starts: false, ..WELL_BEHAVED },
+        "bad-hook" => Script { hooks: HookScript::Fails, ..WELL_BEHAVED },
+        "endless-hook" => Script { hooks: HookScript::Hangs, ..WELL_BEHAVED },
         "missing" => Script { resolves: false, ..WELL_BEHAVED },
         "refused" => Script { pull_fails: Some(Code::ImageRefused), ..WELL_BEHAVED },
         "registry-down" => Script { pull_fails: Some(Code::RegistryUnavailable), ..WELL_BEHAVED },

@@ -1,7 +1,7 @@
 //! What simulated trouble is called.
 
 use stead_core::error::{Code, UserError};
-use stead_core::fleet::StopCause;
+use stead_core::fleet::{HookName, StopCause};
 
 pub(super) fn stopped(cause: StopCause) -> UserError {
     match cause {
@@ -32,6 +32,14 @@ pub(super) fn cannot_start() -> UserError {
         Code::CannotStart,
         "the command does not exist in the image",
         "check `command` in the manifest",
+    )
+}
+
+pub(super) fn hook_failed(hook: HookName) -> UserError {
+    UserError::new(
+        Code::HookFailed,
+        format!("the hook {} failed", hook.as_str()),
+        "look at `stead logs`",
     )
 }
 

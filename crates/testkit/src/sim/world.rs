@@ -10,11 +10,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use stead_core::analysis::{Sample, Settings, Verdict, judge};
 use stead_core::engine::Backend;
-use stead_core::fleet::{ContainerState, plan};
-use stead_core::ids::{ContainerId, Generation, Ordinal, ReleaseNo};
-use stead_core::invariants::check_world;
-use stead_core::rollout::{Phase, advance};
+use stead_core::fleet::{ContainerState, MemorySeen, plan};
+use stead_core::ids::{ContainerId, Generation, Ordinal, ReleaseNo, RolloutNo};
+use stead_core::invariants::{check_wanted, check_world};
+use stead_core::rollout::{Gate, Phase, advance};
 use stead_core::time::{Micros, Time};
 
 use super::action::{Action, Failure, Log};
@@ -86,6 +87,15 @@ pub fn replay(log: &str) -> Result<Outcome, Box<Failure>> {
     run(&serde_json::from_str(log).expect("the log of a run"))
 }
 
+/// A verdict that every request to the new Release fails, and none to the old one.
+fn worse_verdict() -> Verdict {
+    let old = Sample { requests: 1000, ..Sample::default() };
+    let new = Sample { requests: 1000, errors: 1000, ..Sample::default() };
+    let verdict = judge(&old, &old, &new, &Settings::default());
+    assert!(matches!(verdict, Verdict::Worse { .. }), "nothing is worse than that");
+    verdict
+}
+
 struct World {
     now: Time,
     chance: Chance,
@@ -102,6 +112,8 @@ struct World {
     link: Time,
     hints_lost_until: Time,
     arrivals_until: Time,
+    /// The Rollout whose new Release is measurably worse.
+    worse: Option<RolloutNo>,
     last_generation: Generation,
     trace: VecDeque<String>,
     broken: Option<String>,
@@ -126,6 +138,7 @@ impl World {
             link: Time(0),
             hints_lost_until: Time(0),
             arrivals_until: Time(0),
+            worse: None,
             last_generation: Generation(0),
             trace: VecDeque::new(),
             broken: None,
@@ -179,6 +192,19 @@ impl World {
             Action::Start => self.desk.start(now),
             Action::Abort => self.desk.abort(now),
             Action::Delete => self.desk.delete(),
+            Action::Pause => self.desk.pause(now),
+            Action::Resume => self.desk.resume(now),
+            Action::Promote { all } => self.desk.promote(*all, now),
+            Action::Remove(ordinal) => self.desk.remove(*ordinal, now),
+            Action::Worse => {
+                self.worse = self.rollout_number();
+                self.worse.is_some()
+            }
+            Action::Memory(free) => {
+                let pressed = *free < 32;
+                self.node.set_memory(Some(MemorySeen { free: free << 20, pressed }));
+                false
+            }
             Action::Fault(ordinal, fault) => {
                 self.node.fault(&app, Ordinal(*ordinal), *fault, now);
                 false
@@ -208,6 +234,10 @@ impl World {
             self.after(Micros(0), Due::Wake);
         }
         self.take_in();
+    }
+
+    fn rollout_number(&self) -> Option<RolloutNo> {
+        Some(self.desk.stored()?.app.rollout.as_ref()?.number)
     }
 
     fn crash_control(&mut self, length: Micros) {
@@ -307,7 +337,7 @@ impl World {
         let script = script(reference);
         let can_serve =
             script.starts && script.ready_after.is_some() && script.pull_fails.is_none();
-        let wrong = matches!(phase, Phase::Done { .. }) && !can_serve;
+        let wrong = matches!(phase, Phase::Done { .. } | Phase::Watching { .. }) && !can_serve;
         wrong.then(|| format!("a rollout to {reference} is done"))
     }
 
@@ -358,7 +388,10 @@ impl World {
             }
             return self.soon(Due::Forget { epoch });
         }
-        let found = advance(&stored.app, &wanted.fleet, &seen, None, now);
+        let rollout = stored.app.rollout.as_ref().filter(|rollout| rollout.is_trial());
+        let worse = self.worse.is_some() && rollout.map(|rollout| rollout.number) == self.worse;
+        let verdict = worse.then(worse_verdict);
+        let found = advance(&stored.app, &wanted.fleet, &seen, verdict.as_ref(), now);
         if let Some(phase) = found.phase {
             return self.soon(Due::Enter { epoch, loaded: stored.app.generation, phase });
         }
@@ -427,6 +460,9 @@ impl World {
         let mut violations = self.node.take_violations();
         violations.append(&mut self.desk.violations);
         violations.extend(check_world(&seen));
+        if let Some(stored) = self.desk.stored() {
+            violations.extend(check_wanted(&stored.app, &stored.wanted()));
+        }
         let found = violations.first().map(ToString::to_string);
         let found = found.or_else(|| self.gateway.lost.first().cloned());
         let fell = || format!("generation {} fell to {}", self.last_generation, seen.generation);
@@ -440,7 +476,8 @@ impl World {
         self.broken.take().map_or(Ok(()), Err)
     }
 
-    /// Leaves the world alone until nothing is to be done any more.
+    /// Leaves the world alone until nothing is to be done any more. Whoever is waited for is
+    /// content.
     fn rest(&mut self) -> Result<(), String> {
         let deadline = self.now + REST_WITHIN;
         self.arrivals_until = self.now + Micros::from_secs(1);
@@ -452,6 +489,7 @@ impl World {
         loop {
             self.pass(self.now + Micros::from_millis(250));
             self.check()?;
+            self.content();
             match self.unrest() {
                 None => return Ok(()),
                 Some(why) if self.now >= deadline => {
@@ -459,6 +497,21 @@ impl World {
                 }
                 Some(_) => {}
             }
+        }
+    }
+
+    /// Where a Rollout waits for a person, one comes.
+    fn content(&mut self) {
+        let rollout = self.desk.stored().and_then(|stored| stored.app.rollout.as_ref());
+        let Some(rollout) = rollout else { return };
+        let waits = matches!(
+            rollout.phase,
+            Phase::Progressing { gate: Some(Gate { until: None, .. }), .. }
+        );
+        if rollout.is_paused() {
+            self.act(&Action::Resume);
+        } else if waits {
+            self.act(&Action::Promote { all: false });
         }
     }
 
@@ -484,10 +537,12 @@ impl World {
         }
         // What keeps crashing is never at rest, and its Rollout may go back to it for ever.
         let works = |release: &ReleaseNo| {
-            stored.releases.get(release).is_some_and(|spec| script(&spec.reference).works())
+            let spec = stored.releases.get(release);
+            spec.is_some_and(|spec| spec.images().all(|(_, reference)| script(reference).works()))
         };
         let steps = plan(&fleet, &seen, self.now).steps;
-        let target_works = fleet.heading.is_none_or(|target| works(&target.release));
+        let mut runs = fleet.lineup.iter().flat_map(|lineup| lineup.releases());
+        let target_works = runs.all(|release| works(&release));
         let all_work = fleet.releases.keys().all(works);
         if all_work && !steps.is_empty() {
             return Some(format!("the plan is not empty: {steps:?}"));
@@ -495,6 +550,13 @@ impl World {
         let serving = seen.instances.keys().filter(|ordinal| seen.serves(**ordinal)).count();
         if target_works && fleet.lineup.is_some() && serving != fleet.instances as usize {
             return Some(format!("{serving} of {} instances serve", fleet.instances));
+        }
+        let astray = |ordinal: &Ordinal| {
+            let instance = &seen.instances[ordinal];
+            instance.serving().is_some_and(|serving| serving.slot != instance.slot)
+        };
+        if target_works && let Some(ordinal) = seen.instances.keys().find(|o| astray(o)) {
+            return Some(format!("connections to instance {ordinal} go to the wrong slot"));
         }
         let active = stored.app.active()?;
         let may_go_on = stored.app.stopped || (!target_works && active.failure().is_some());

@@ -61,6 +61,7 @@ pub(super) fn all(manifest: &Manifest) -> Vec<(FieldPath, BadValue)> {
     let root = FieldPath::default();
     program(&root, &manifest.source, &manifest.command, &manifest.args, &mut broken);
     variables(&root, &manifest.env, &mut broken);
+    secrets(manifest, &mut broken);
     resources(&root, &manifest.resources, &mut broken);
     probes(&root, &manifest.health, &mut broken);
     let path = |key: &str| FieldPath::of(&[key]);
@@ -146,6 +147,25 @@ fn variables(base: &FieldPath, env: &BTreeMap<EnvName, String>, broken: &mut Bro
             let expected = "at most 128 KiB of text without NUL";
             let bad = BadValue::text(Code::ManifestEnv, expected, value);
             broken.add(base.key("env").key(name.as_str()), bad);
+        }
+    }
+}
+
+/// Each becomes a variable of its own.
+fn secrets(manifest: &Manifest, broken: &mut Broken) {
+    let mut seen = BTreeSet::new();
+    for (index, name) in manifest.secrets.iter().enumerate() {
+        let path = FieldPath::of(&["secrets"]).index(index);
+        if !seen.insert(name) {
+            let expected = "each secret once";
+            broken.add(path, BadValue::text(Code::ManifestDuplicate, expected, name.as_str()));
+        } else if manifest.env.contains_key(name) {
+            let bad = BadValue::text(
+                Code::ManifestConflict,
+                "a name that env does not set",
+                name.as_str(),
+            );
+            broken.add(path, bad.hint("take it out of env: its value would be readable there"));
         }
     }
 }

@@ -5,23 +5,24 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use stead_core::engine::Backend;
 use stead_core::event::{Fact, PhaseName};
 use stead_core::fleet::{
-    ContainerSeen, ContainerState, Exit, Fleet, Health, HookSeen, ImageSeen, Part, ReleaseSpec,
-    Revision, SandboxSeen, Slot, Step, TrafficState,
+    ContainerSeen, ContainerState, Exit, Fleet, Health, HookName, HookSeen, ImageSeen, Part,
+    ReleaseSpec, Revision, SandboxSeen, Slot, Step, StopCause, TrafficState,
 };
 use stead_core::ids::{ContainerId, Digest, Ordinal, ReleaseNo, SandboxId};
 use stead_core::name::AppKey;
 use stead_core::time::{Micros, Time};
 
+use super::life::Failed;
 use super::{Due, Effect, Flight, Node, PORT, Process};
-use crate::sim::script::script;
-use crate::sim::trouble::{cannot_start, not_pulled, stopped};
+use crate::sim::script::{Ending, HookScript, script};
+use crate::sim::trouble::{cannot_start, hook_failed, not_pulled, stopped};
 
 /// What two acts must not work on at the same time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Subject {
     Image(Digest),
-    /// The preparation of one Container in a Sandbox.
-    Preparation(Ordinal),
+    /// The preparation of one part of an Instance.
+    Preparation(Ordinal, Part),
     Container(Ordinal, ContainerId),
     /// The Sandbox with all that is in it.
     Sandbox(Ordinal),
@@ -34,7 +35,7 @@ impl Subject {
 
     fn is_inside(&self, sandbox: &Subject) -> bool {
         match (self, sandbox) {
-            (Subject::Preparation(a) | Subject::Container(a, _), Subject::Sandbox(b)) => a == b,
+            (Subject::Preparation(a, _) | Subject::Container(a, _), Subject::Sandbox(b)) => a == b,
             _ => false,
         }
     }
@@ -61,9 +62,11 @@ impl Node {
             }
             Step::Stop { ordinal, container, grace, because } => {
                 if let Some(cause) = because {
-                    let revision = self.container(app, &container).map(|c| c.revision);
-                    let error = stopped(cause);
-                    self.trouble(app, ordinal, revision, error, None);
+                    let seen = self.container(app, &container);
+                    let of = seen.map(|c| (c.part.clone(), c.revision));
+                    let was_ready = cause == StopCause::NotAlive;
+                    let failed = Failed { ran: None, was_ready };
+                    self.trouble(app, ordinal, of, stopped(cause), failed);
                 }
                 self.stop(app, &container, grace);
             }
@@ -77,7 +80,13 @@ impl Node {
                         ContainerState::Running { since: now, health: Health::Starting },
                     );
                 }
-                let after = self.chance.length(self.pace.shortest, self.pace.longest);
+                let hangs = match &step {
+                    // One that does not end is given up at its deadline.
+                    Step::Hook { hook, revision, .. } => self.hangs(app, *hook, *revision),
+                    _ => None,
+                };
+                let after = hangs
+                    .unwrap_or_else(|| self.chance.length(self.pace.shortest, self.pace.longest));
                 self.schedule(now + after, Due::Done { app: app.clone(), flight: id });
             }
         }
@@ -86,18 +95,27 @@ impl Node {
     fn attach(&mut self, app: &AppKey, flight: u64, ordinal: Ordinal, container: ContainerId) {
         self.process(app, &container, |process| process.may_get_requests = true);
         let ip = self.instance(app, ordinal).and_then(|i| Some(i.sandbox.as_ref()?.ip));
-        let revision = self.container(app, &container).map(|c| c.revision);
-        let (Some(ip), Some(revision)) = (ip, revision) else { return };
+        let seen = self.container(app, &container).map(|c| (c.revision, c.slot));
+        let (Some(ip), Some((revision, slot))) = (ip, seen) else { return };
         let addr = SocketAddr::new(ip, PORT);
-        let backend = Backend { container, instance: ordinal, revision, addr, mark: None };
+        // New connections of others go to its slot before the gateway sends requests.
+        let held = self.apps.get_mut(app);
+        if let Some(instance) = held.and_then(|held| held.seen.instances.get_mut(&ordinal)) {
+            instance.slot = slot;
+        }
+        let mark = Some(if slot == Slot::A { 1 } else { 2 });
+        let backend = Backend { container, instance: ordinal, revision, addr, mark };
         self.effects.push_back(Effect::Attach { app: app.clone(), flight, backend });
     }
 
     fn stop(&mut self, app: &AppKey, id: &ContainerId, grace: Micros) {
         let now = self.now;
         let Some(container) = self.container_mut(app, id) else { return };
+        let frozen = container.is_frozen();
         container.state = ContainerState::Stopping { since: now };
         let takes = self.apps.get(app).and_then(|h| h.processes.get(id)?.script.stop_takes);
+        // What stands still is killed.
+        let takes = if frozen { Some(Micros(0)) } else { takes };
         // 143: ended by SIGTERM. 137: by SIGKILL, after the grace.
         let (after, code) = match takes {
             Some(takes) if takes <= grace => (takes, 143),
@@ -145,24 +163,19 @@ impl Node {
                 self.timed(app, *ordinal, Some(container), PhaseName::Start, flight.begun);
             }
             Step::Update { container, revision, .. } => {
-                if let Some(container) = self.container_mut(app, container) {
+                if let Some(container) = self.container_mut(app, container).filter(|c| c.alive()) {
                     container.revision = *revision;
                 }
             }
             Step::Freeze { container, .. } => {
-                self.set_state(app, container, ContainerState::Frozen { since: now });
-            }
-            Step::Thaw { container, revision, .. } => {
-                let state = ContainerState::Running { since: now, health: Health::Ready };
-                if let Some(container) = self.container_mut(app, container) {
-                    container.revision = *revision;
+                // It may have ended meanwhile.
+                if let Some(container) = self.container_mut(app, container).filter(|c| c.alive()) {
+                    container.state = ContainerState::Frozen { since: now };
                 }
-                self.set_state(app, container, state);
             }
-            Step::Hook { container, hook, revision, .. } => {
-                if let Some(container) = self.container_mut(app, container) {
-                    container.hooks.push(HookSeen { hook: *hook, run: revision.run });
-                }
+            Step::Thaw { container, revision, .. } => self.thawed(app, container, *revision),
+            Step::Hook { ordinal, container, hook, revision } => {
+                self.hook_ended(app, *ordinal, container, *hook, *revision);
             }
             Step::Discard { ordinal, container } => {
                 let Some(held) = self.apps.get_mut(app) else { return };
@@ -182,8 +195,11 @@ impl Node {
         let Some(held) = self.apps.get_mut(app) else { return };
         let spec = held.fleet.as_ref().and_then(|fleet| fleet.releases.get(&release));
         let Some(reference) = spec.map(|spec| spec.reference.clone()) else { return };
+        let sidecars: Vec<Digest> =
+            spec.into_iter().flat_map(|spec| spec.sidecars.values().cloned()).collect();
         let Some(code) = script(&reference).pull_fails else {
             self.images.insert(digest);
+            self.images.extend(sidecars);
             self.dirty.extend(self.apps.keys().cloned());
             self.event(
                 app,
@@ -212,9 +228,9 @@ impl Node {
     ) {
         self.serial += 1;
         let id = ContainerId(format!("c-{}", self.serial));
-        let Some(reference) = self.spec(app, revision).map(|spec| spec.reference.clone()) else {
-            return;
-        };
+        let spec = self.spec(app, revision);
+        let Some((_, reference)) = spec.and_then(|spec| spec.image_of(&part)) else { return };
+        let reference = reference.to_owned();
         let Some(held) = self.apps.get_mut(app) else { return };
         let Some(instance) = held.seen.instances.get_mut(&ordinal) else { return };
         let script = script(&reference);
@@ -229,12 +245,14 @@ impl Node {
         else {
             return;
         };
-        let Some(revision) = self.container(app, id).map(|c| c.revision) else { return };
+        let Some(of) = self.container(app, id).map(|c| (c.part.clone(), c.revision)) else {
+            return;
+        };
         if !script.starts {
             let exit = Exit { at: now, code: 127, oom_killed: false, intended: false };
             self.set_state(app, id, ContainerState::Exited(exit));
             let error = cannot_start();
-            self.trouble(app, ordinal, Some(revision), error, None);
+            self.trouble(app, ordinal, Some(of), error, Failed { ran: None, was_ready: false });
             return;
         }
         self.process(app, id, |process| process.started = true);
@@ -255,6 +273,50 @@ impl Node {
                     oom_killed: ends.oom_killed,
                 },
             );
+        }
+    }
+
+    /// A Container that stood still goes on, and answers at once.
+    fn thawed(&mut self, app: &AppKey, id: &ContainerId, revision: Revision) {
+        let now = self.now;
+        let Some(container) = self.container_mut(app, id).filter(|c| c.is_frozen()) else { return };
+        container.revision = revision;
+        container.state = ContainerState::Running { since: now, health: Health::Starting };
+        let at = now + Micros::from_millis(1);
+        self.process(app, id, |process| process.ready_at = Some(at));
+        self.schedule(at, Due::Ready { app: app.clone(), container: id.clone() });
+        let script = self.apps.get(app).and_then(|h| Some(h.processes.get(id)?.script));
+        if let Some(Ending { after, code, oom_killed }) = script.and_then(|script| script.ends) {
+            let (app, container) = (app.clone(), id.clone());
+            self.schedule(now + after, Due::Ends { app, container, code, oom_killed });
+        }
+    }
+
+    fn hooks(&self, app: &AppKey, revision: Revision) -> HookScript {
+        self.spec(app, revision).map_or(HookScript::Succeeds, |spec| script(&spec.reference).hooks)
+    }
+
+    /// How long a hook takes that does not end.
+    fn hangs(&self, app: &AppKey, hook: HookName, revision: Revision) -> Option<Micros> {
+        let hook = self.spec(app, revision)?.hook(hook)?;
+        let hangs = self.hooks(app, revision) == HookScript::Hangs;
+        hangs.then(|| Micros::from_millis(hook.deadline.millis()))
+    }
+
+    fn hook_ended(
+        &mut self,
+        app: &AppKey,
+        ordinal: Ordinal,
+        id: &ContainerId,
+        hook: HookName,
+        revision: Revision,
+    ) {
+        // What goes is not kept by a hook that fails.
+        if self.hooks(app, revision) != HookScript::Succeeds && hook != HookName::PreDelete {
+            let failed = Failed { ran: None, was_ready: false };
+            self.trouble(app, ordinal, Some((Part::Main, revision)), hook_failed(hook), failed);
+        } else if let Some(container) = self.container_mut(app, id) {
+            container.hooks.push(HookSeen { hook, run: revision.run });
         }
     }
 
@@ -280,7 +342,7 @@ fn subject(fleet: &Fleet, step: &Step) -> Option<Subject> {
         Step::CreateSandbox { ordinal, .. } | Step::RemoveSandbox { ordinal } => {
             Subject::Sandbox(*ordinal)
         }
-        Step::Prepare { ordinal, .. } => Subject::Preparation(*ordinal),
+        Step::Prepare { ordinal, part, .. } => Subject::Preparation(*ordinal, part.clone()),
         Step::Start { ordinal, container }
         | Step::Update { ordinal, container, .. }
         | Step::Freeze { ordinal, container }

@@ -2,7 +2,9 @@
 
 use stead_core::error::UserError;
 use stead_core::event::{Fact, PhaseName};
-use stead_core::fleet::{ContainerState, Exit, Health, Revision, Step, TrafficState, Trouble};
+use stead_core::fleet::{
+    ContainerState, Exit, Health, Part, Revision, Step, TrafficState, Trouble,
+};
 use stead_core::ids::{ContainerId, Ordinal};
 use stead_core::name::AppKey;
 use stead_core::time::{Micros, Time};
@@ -10,21 +12,37 @@ use stead_core::time::{Micros, Time};
 use super::{Fault, Node, WELL_AFTER};
 use crate::sim::trouble::exited;
 
+/// How a Container failed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Failed {
+    /// For how long it had run, when it ended by itself.
+    pub(super) ran: Option<Micros>,
+    /// Whether it had been ready.
+    pub(super) was_ready: bool,
+}
+
 impl Node {
     /// Something happens to the running Container of an Instance. False: there is none.
     pub fn fault(&mut self, app: &AppKey, ordinal: Ordinal, fault: Fault, now: Time) -> bool {
         self.advance(now);
-        let Some((id, health)) = self.apps.get(app).and_then(|held| {
-            let instance = held.seen.instances.get(&ordinal)?;
-            instance.containers.iter().find_map(|c| match c.state {
-                ContainerState::Running { health, .. } if held.processes.get(&c.id)?.started => {
+        let mut running: Vec<(ContainerId, Health)> = Vec::new();
+        if let Some(held) = self.apps.get(app)
+            && let Some(instance) = held.seen.instances.get(&ordinal)
+        {
+            let started = |id| held.processes.get(id).is_some_and(|process| process.started);
+            running.extend(instance.containers.iter().filter_map(|c| match c.state {
+                ContainerState::Running { health, .. } if started(&c.id) => {
                     Some((c.id.clone(), health))
                 }
                 _ => None,
-            })
-        }) else {
+            }));
+        }
+        if running.is_empty() {
             return false;
-        };
+        }
+        // Any of its Containers: the old one, the new one, a sidecar.
+        let which = self.chance.below(running.len() as u64) as usize;
+        let (id, health) = running.swap_remove(which);
         match (fault, health) {
             (Fault::Crash, _) => self.ended(app, &id, 9, false),
             (Fault::Oom, _) => self.ended(app, &id, 137, true),
@@ -82,22 +100,25 @@ impl Node {
         let now = self.now;
         let Some(ordinal) = self.ordinal_of(app, id) else { return };
         let Some(container) = self.container_mut(app, id) else { return };
-        let (intended, ran) = match container.state {
-            ContainerState::Running { since, .. } => (false, Some(now.since(since))),
-            ContainerState::Stopping { .. } => (true, None),
+        let (intended, failed) = match container.state {
+            ContainerState::Running { since, health } => {
+                let was_ready = health != Health::Starting;
+                (false, Failed { ran: Some(now.since(since)), was_ready })
+            }
+            ContainerState::Stopping { .. } => (true, Failed { ran: None, was_ready: false }),
             ContainerState::Prepared
             | ContainerState::Frozen { .. }
             | ContainerState::Exited(_) => return,
         };
-        let (revision, attached) =
-            (container.revision, container.traffic == TrafficState::Attached);
+        let of = (container.part.clone(), container.revision);
+        let attached = container.traffic == TrafficState::Attached;
         let exit = Exit { at: now, code, oom_killed, intended };
         container.state = ContainerState::Exited(exit);
         self.stop_landed(app, ordinal, id);
         self.event(app, Some(ordinal), Some(id), Fact::Exited { exit });
         if !intended {
             let error = exited(code, oom_killed);
-            self.trouble(app, ordinal, Some(revision), error, ran);
+            self.trouble(app, ordinal, Some(of), error, failed);
         }
         if attached && self.up {
             self.cut(app, ordinal, id.clone());
@@ -125,15 +146,15 @@ impl Node {
         &mut self,
         app: &AppKey,
         ordinal: Ordinal,
-        revision: Option<Revision>,
+        of: Option<(Part, Revision)>,
         error: UserError,
-        ran: Option<Micros>,
+        Failed { ran, was_ready }: Failed,
     ) {
         let now = self.now;
-        let Some(revision) = revision else { return };
+        let Some((part, revision)) = of else { return };
         let Some(held) = self.apps.get_mut(app) else { return };
         let instance = held.seen.instances.entry(ordinal).or_default();
-        let count = match &instance.trouble {
+        let count = match instance.trouble_of(&part) {
             Some(before)
                 if before.revision == revision && ran.is_none_or(|ran| ran < WELL_AFTER) =>
             {
@@ -141,11 +162,15 @@ impl Node {
             }
             _ => 1,
         };
-        if ran.is_some() {
+        if ran.is_some() && part.is_main() {
             instance.crashes += 1;
         }
-        instance.trouble =
-            Some(Trouble { revision, error: error.clone(), at: now, count, was_ready: false });
+        let was_ready = was_ready && part.is_main();
+        let trouble = Trouble { revision, error: error.clone(), at: now, count, was_ready };
+        match part {
+            Part::Main => instance.trouble = Some(trouble),
+            Part::Sidecar(name) => drop(instance.sidecar_trouble.insert(name, trouble)),
+        }
         self.event(app, Some(ordinal), None, Fact::Trouble { error });
     }
 }

@@ -23,8 +23,8 @@ use stead_core::engine::{Backend, EngineError};
 use stead_core::error::{Code, UserError};
 use stead_core::event::{Event, Fact, PhaseName};
 use stead_core::fleet::{
-    ContainerSeen, ContainerState, Fleet, FleetSeen, ImageSeen, InstanceSeen, ReleaseSpec,
-    Revision, Step, TrafficState, plan,
+    ContainerSeen, ContainerState, Fleet, FleetSeen, ImageSeen, InstanceSeen, MemorySeen,
+    ReleaseSpec, Revision, Step, TrafficState, plan,
 };
 use stead_core::ids::{ContainerId, Digest, Ordinal};
 use stead_core::invariants::{Violation, check_plan, check_world};
@@ -140,6 +140,7 @@ pub struct Node {
     up: bool,
     restarts: u64,
     images: BTreeSet<Digest>,
+    memory: Option<MemorySeen>,
     apps: BTreeMap<AppKey, Held>,
     due: BTreeMap<(Time, u64), Due>,
     serial: u64,
@@ -158,6 +159,7 @@ impl Node {
             up: true,
             restarts: 0,
             images: BTreeSet::new(),
+            memory: None,
             apps: BTreeMap::new(),
             due: BTreeMap::new(),
             serial: 0,
@@ -182,10 +184,14 @@ impl Node {
         let old = held.fleet.as_ref().map(|fleet| &fleet.releases);
         for (number, spec) in &fleet.releases {
             if old.is_none_or(|old| !old.contains_key(number)) {
-                held.seen.images.remove(&spec.image);
+                for (image, _) in spec.images() {
+                    held.seen.images.remove(image);
+                }
             }
         }
-        held.seen.images.retain(|digest, _| fleet.releases.values().any(|r| r.image == *digest));
+        let named =
+            |digest: &Digest| fleet.releases.values().any(|r| r.images().any(|(i, _)| i == digest));
+        held.seen.images.retain(|digest, _| named(digest));
         held.seen.generation = fleet.generation;
         let app = fleet.app.clone();
         held.fleet = Some(fleet);
@@ -199,10 +205,11 @@ impl Node {
         let Some(held) = self.apps.get(app) else { return FleetSeen::default() };
         let mut seen = held.seen.clone();
         for spec in held.fleet.iter().flat_map(|fleet| fleet.releases.values()) {
-            if self.images.contains(&spec.image) {
-                seen.images.insert(spec.image.clone(), ImageSeen::Present);
+            for (image, _) in spec.images().filter(|(image, _)| self.images.contains(*image)) {
+                seen.images.insert(image.clone(), ImageSeen::Present);
             }
         }
+        seen.memory = self.memory;
         seen
     }
 
@@ -234,6 +241,13 @@ impl Node {
     /// Puts an image on the machine.
     pub fn add_image(&mut self, digest: Digest) {
         self.images.insert(digest);
+        self.dirty.extend(self.apps.keys().cloned());
+        self.settle();
+    }
+
+    /// The machine's memory from now on.
+    pub fn set_memory(&mut self, memory: Option<MemorySeen>) {
+        self.memory = memory;
         self.dirty.extend(self.apps.keys().cloned());
         self.settle();
     }
