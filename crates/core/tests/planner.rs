@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use stead_core::fleet::{
     ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, HookSeen, ImageSeen,
-    InstanceSeen, Lineup, Part, Plan, Revision, Step, StopCause, TrafficState, backoff, plan,
+    InstanceSeen, Lineup, Part, Plan, Revision, Slot, Step, StopCause, TrafficState, backoff, plan,
 };
 use stead_core::ids::{ContainerId, Ordinal};
 use stead_core::invariants::{check_plan, check_world};
@@ -216,11 +216,15 @@ fn steps(fleet: &Fleet, seen: &FleetSeen) -> Vec<String> {
     plan(fleet, seen, NOW).steps.iter().map(ToString::to_string).collect()
 }
 
+/// An upgrade in place, unless `change` says otherwise.
 fn upgrade(
     instances: u32,
     change: impl Fn(&mut stead_core::manifest::Manifest),
 ) -> (Fleet, FleetSeen) {
-    let old = simple_fleet(instances, revision(1, 1), &change);
+    let old = simple_fleet(instances, revision(1, 1), |settings| {
+        settings.rollout.strategy = Some(Change::InPlace);
+        change(settings);
+    });
     let new = Fleet {
         lineup: Some(Lineup::all(revision(2, 2))),
         heading: Some(revision(2, 2)),
@@ -255,6 +259,39 @@ fn an_upgrade_prepares_then_drains_then_stops_then_starts_then_attaches() {
     assert_eq!(steps(&fleet, &seen), ["discard c-0"], "its readiness is awaited");
     set(&mut seen, 1, running(Health::Ready), TrafficState::Detached);
     assert_eq!(steps(&fleet, &seen), ["discard c-0", "attach new"]);
+}
+
+#[test]
+fn a_handover_starts_beside_then_attaches_then_drains_then_freezes() {
+    let (fleet, mut seen) = upgrade(1, |settings| settings.rollout.strategy = None);
+    let id = Ordinal(0);
+    assert_eq!(steps(&fleet, &seen), ["prepare 0 for 2.2 in slot b"]);
+    let prepared =
+        ContainerSeen::prepared(ContainerId("new".into()), Part::Main, Slot::B, revision(2, 2));
+    seen.instances.get_mut(&id).unwrap().containers.push(prepared);
+    assert_eq!(steps(&fleet, &seen), ["start new"], "the old one serves");
+    let set = |seen: &mut FleetSeen, at: usize, state, traffic| {
+        let containers = &mut seen.instances.get_mut(&id).unwrap().containers;
+        (containers[at].state, containers[at].traffic) = (state, traffic);
+    };
+    set(&mut seen, 1, running(Health::Starting), TrafficState::Detached);
+    assert_eq!(steps(&fleet, &seen), [""; 0], "its readiness is awaited");
+    set(&mut seen, 1, running(Health::Ready), TrafficState::Detached);
+    assert_eq!(steps(&fleet, &seen), ["attach new"]);
+    set(&mut seen, 1, running(Health::Ready), TrafficState::Attached);
+    seen.instances.get_mut(&id).unwrap().slot = Slot::B;
+    assert_eq!(steps(&fleet, &seen), ["detach c-0"]);
+    set(&mut seen, 0, running(Health::Ready), TrafficState::Detached);
+    assert_eq!(steps(&fleet, &seen), ["freeze c-0"]);
+    set(&mut seen, 0, ContainerState::Frozen { since: NOW }, TrafficState::Detached);
+    let kept = plan(&fleet, &seen, NOW);
+    let until = NOW + Micros::from_secs(60);
+    assert_eq!((kept.steps.len(), kept.wake), (0, Some(until)));
+    assert_eq!(plan(&fleet, &seen, until).steps.len(), 1, "its time is over");
+
+    let (back, _) = upgrade(1, |settings| settings.rollout.strategy = None);
+    let back = Fleet { lineup: Some(Lineup::all(revision(1, 3))), ..back };
+    assert_eq!(steps(&back, &seen), ["thaw c-0 for 1.3"], "going back is a thaw");
 }
 
 #[test]
@@ -296,7 +333,7 @@ fn a_rerun_changes_one_instance_in_its_sandbox() {
     let seen = settled(&fleet);
     let again = Revision { since: 2, ..revision(1, 2) };
     fleet.lineup = fleet.lineup.map(|lineup| lineup.with([Ordinal(1)], again));
-    assert_eq!(steps(&fleet, &seen), ["prepare 1 for 1.2 in slot a"]);
+    assert_eq!(steps(&fleet, &seen), ["prepare 1 for 1.2 in slot b"], "beside what serves");
 }
 
 #[test]

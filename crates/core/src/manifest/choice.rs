@@ -66,11 +66,12 @@ choice!(
 choice!(
     /// How an Instance changes from one Release to the next.
     Strategy {
-        /// The new Container starts beside the old one and takes over when it is ready.
+        /// The new Container starts beside the old one and takes over when it is ready. An App
+        /// that cannot run twice changes in place instead, and says why.
+        #[default]
         Handover = "handover",
         /// The old Container stops, then the new one starts in the same Sandbox; requests
         /// wait meanwhile where no other Instance can take them.
-        #[default]
         InPlace = "in-place",
         /// A new Sandbox with a new address.
         Recreate = "recreate",

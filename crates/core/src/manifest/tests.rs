@@ -147,7 +147,7 @@ fn defaults_are_those_of_the_minimal_manifest() {
     let minimal = Manifest::minimal(AppName::new("web").unwrap(), "web:1");
     assert_eq!(parse("app: web\nsource: web:1\nenv:\n", "t").unwrap(), minimal);
     let rollout = &minimal.rollout;
-    assert_eq!((rollout.strategy, rollout.strategy()), (None, Strategy::InPlace));
+    assert_eq!((rollout.strategy, rollout.strategy()), (None, Strategy::Handover));
     let kept = [Strategy::Handover, Strategy::InPlace, Strategy::Recreate]
         .map(|strategy| rollout.keep_previous(strategy).millis());
     assert_eq!(kept, [60_000, 0, 0]);
