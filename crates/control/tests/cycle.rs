@@ -5,9 +5,12 @@ mod support;
 use http_body_util::BodyExt;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
-use stead_core::api::{EnvView, EventPage, InstanceView, ReleaseView, Waterfall};
+use stead_core::api::{
+    EnvView, EventPage, InstanceView, PlanView, Progress, ReleaseView, RolloutView, Waterfall,
+};
 use stead_core::error::Code;
 use stead_core::event::PhaseName;
+use stead_core::fleet::Way;
 use stead_core::ids::ReleaseNo;
 use stead_core::rollout::{Phase, Rollout, RolloutKind};
 use stead_testkit::sim::SimMachine;
@@ -339,5 +342,138 @@ async fn namespaces_hold_apps() {
     client.request(Method::PUT, "/api/v1/namespaces/empty", None).await;
     let (status, _) = client.request(Method::DELETE, "/api/v1/namespaces/empty", None).await;
     assert_eq!(status, StatusCode::NO_CONTENT);
+    platform.stop().await;
+}
+
+/// Whether the Rollout waits for a person.
+fn waits(progress: &Progress) -> bool {
+    matches!(&progress.rollout.phase, Phase::Progressing { gate: Some(gate), .. } if gate.until.is_none())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_is_steered_and_tells_its_story() {
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(dir.path(), &SimMachine::new()).await;
+    let client = platform.client();
+    let manifest = |source: &str| {
+        json!({"source": source, "instances": 4, "rollout": {
+            "batches": [1, 2, "100%"], "pause": "manual", "order": "ascending",
+        }})
+    };
+    let first = client.deploy("web", manifest("sim/ready:1")).await;
+    client.ended(first).await;
+
+    // Beforehand: who, how, in which batch. Nothing is stored.
+    let mut whole = manifest("sim/ready:2");
+    whole["app"] = json!("web");
+    let path = format!("{}/plan", app_path("web"));
+    let (status, plan) =
+        client.request(Method::POST, &path, Some(&json!({"manifest": whole}))).await;
+    assert_eq!(status, StatusCode::OK, "{plan}");
+    let plan: PlanView = serde_json::from_value(plan).unwrap();
+    let batches: Vec<_> = plan.plan.instances.iter().map(|one| one.batch.unwrap()).collect();
+    assert_eq!(batches, [1, 2, 3, 3]);
+    assert!(!plan.plan.new && plan.plan.changes[0].path == "source", "{plan:#?}");
+    assert!(plan.plan.instances.iter().all(|one| one.ip.is_some()));
+    let releases: Vec<ReleaseView> = client.get(&format!("{}/releases", app_path("web"))).await;
+    assert_eq!(releases.len(), 1);
+
+    let second = client.deploy("web", manifest("sim/ready:2")).await;
+    let number = second.rollout.unwrap();
+    client.follow_until("web", number, waits).await;
+    let on_new = || async {
+        let all: Vec<InstanceView> = client.get(&format!("{}/instances", app_path("web"))).await;
+        let new = all.iter().filter(|one| one.revision.unwrap().release == ReleaseNo(2));
+        new.map(|one| one.instance.0).collect::<Vec<_>>()
+    };
+    assert_eq!(on_new().await, [0]);
+    let verb = |verb: &str| format!("{}/rollouts/current/{verb}", app_path("web"));
+    client.change(&verb("pause"), json!({})).await;
+    client.until("web", |view| view.rollout.as_ref().unwrap().paused.is_some()).await;
+    client.change(&verb("resume"), json!({})).await;
+    let wrong = client.refused(Method::POST, &verb("resume"), json!({})).await;
+    assert_eq!(wrong.error.code, Code::Conflict);
+    let wrong = client.refused(Method::POST, &verb("pause"), json!({"all": true})).await;
+    assert_eq!(wrong.error.code, Code::BadRequest);
+    client.change(&verb("promote"), json!({})).await;
+    client.follow_until("web", number, |p| waits(p) && p.done == 2).await;
+    assert_eq!(on_new().await, [0, 1]);
+
+    // Chosen Instances go while it is under way.
+    let scale = format!("{}/scale", app_path("web"));
+    let wrong = client.refused(Method::POST, &scale, json!({"remove": [9]})).await;
+    assert_eq!(wrong.error.code, Code::NotFound);
+    assert_eq!(client.refused(Method::POST, &scale, json!({})).await.error.code, Code::BadRequest);
+    client.change(&scale, json!({"remove": [2]})).await;
+    client.until("web", |view| view.instances == 3 && view.ready == 3).await;
+    client.change(&verb("promote"), json!({"all": true})).await;
+    let progress = client.follow("web", number).await;
+    assert_eq!(name(&progress.last().unwrap().rollout), "done");
+    assert_eq!(on_new().await, [0, 1, 3]);
+    client.change(&verb("promote"), json!({})).await;
+
+    // The story.
+    let path = format!("{}/rollouts/{number}", app_path("web"));
+    let told = async {
+        loop {
+            let view: RolloutView = client.get(&path).await;
+            if !view.record.bars.is_empty() {
+                return view.record;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let record = tokio::time::timeout(support::PATIENCE, told).await.expect("it is finished");
+    assert!(matches!(record.rollout.phase, Phase::Done { .. }));
+    assert_eq!(record.plan.batches.len(), 3);
+    let turns: Vec<(&str, Option<u32>, &str)> = record
+        .decisions
+        .iter()
+        .map(|turn| (turn.phase.as_str(), turn.batch, turn.why.as_str()))
+        .collect();
+    for wanted in [
+        ("progressing", Some(1), "batch 1 is through"),
+        ("progressing", Some(1), "paused the rollout"),
+        ("progressing", Some(2), "promoted the rollout"),
+        ("done", None, "promoted the rollout"),
+    ] {
+        assert!(turns.contains(&wanted), "{wanted:?} is missing in {turns:#?}");
+    }
+    assert!(record.decisions.iter().any(|turn| turn.by.is_some()));
+    let page: Vec<Rollout> =
+        client.get(&format!("{}/rollouts?limit=1&before={number}", app_path("web"))).await;
+    assert_eq!(page.len(), 1);
+    assert!(page[0].number < number);
+    assert_eq!(platform.engine.take_violations(), []);
+    platform.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sidecars_have_digests_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let platform = Platform::start(dir.path(), &SimMachine::new()).await;
+    let client = platform.client();
+    let manifest = |tag: &str| {
+        json!({"source": "sim/ready:1", "sidecars": [{"name": "log", "source": format!("sim/ready:{tag}")}]})
+    };
+    let first = client.deploy("web", manifest("2")).await;
+    assert_eq!(name(&client.ended(first).await), "done");
+    let releases: Vec<ReleaseView> = client.get(&format!("{}/releases", app_path("web"))).await;
+    let release = &releases[0].release;
+    assert!(release.sidecars["log"] != release.image);
+    let missing = client
+        .refused(Method::POST, &format!("{}/deploy", app_path("web")), json!({"manifest": {
+            "app": "web", "source": "sim/ready:1",
+            "sidecars": [{"name": "log", "source": "sim/missing:1"}],
+        }}))
+        .await;
+    assert_eq!(missing.error.code, Code::ImageNotFound);
+    let mut whole = manifest("3");
+    whole["app"] = json!("web");
+    let path = format!("{}/plan", app_path("web"));
+    let (_, plan) = client.request(Method::POST, &path, Some(&json!({"manifest": whole}))).await;
+    let plan: PlanView = serde_json::from_value(plan).unwrap();
+    assert_eq!(plan.plan.instances[0].sidecars, ["log"], "{plan:#?}");
+    assert_eq!(plan.plan.instances[0].way, Some(Way::Update), "the app itself goes on");
     platform.stop().await;
 }

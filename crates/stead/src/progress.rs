@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use stead_core::api::{InstanceView, Progress};
 use stead_core::ids::Ordinal;
-use stead_core::rollout::Phase;
+use stead_core::rollout::{Phase, Reach};
 
 use crate::output::human;
 use crate::output::{Format, Output};
@@ -78,15 +78,25 @@ fn headline(progress: &Progress) -> String {
         Phase::Undoing { .. } => "going back",
         _ => rollout.phase.name(),
     };
+    let batch = match &rollout.phase {
+        Phase::Progressing { batch, reach: Reach::Of(_), .. } => format!(", batch {}", batch + 1),
+        _ => String::new(),
+    };
+    let what = format!("{what}{batch}");
     let count = format!("{} of {} instances done", progress.done, progress.instances);
     let why = human::plain(&progress.why);
     let why = if why == count { String::new() } else { format!(" ({why})") };
     format!("rollout {} {what}: {count}{why}", rollout.number)
 }
 
-/// Where an Instance is, with what went wrong before as long as it is not ready again.
+/// Where an Instance is, with the step it is in, and with what went wrong before as long as it
+/// is not ready again.
 fn state(view: &InstanceView) -> String {
     match &view.trouble {
+        _ if view.state == "ready" && view.doing.is_some() => {
+            let doing = view.doing.iter().map(|doing| human::plain(&doing.what));
+            format!("ready; {}", doing.collect::<String>())
+        }
         Some(trouble) if view.state != "ready" => {
             format!("{}: {}", view.state, human::plain(&trouble.message))
         }
@@ -255,6 +265,9 @@ mod tests {
                 crashes: 0,
                 last_exit: None,
                 trouble: None,
+                slot: Default::default(),
+                containers: Vec::new(),
+                doing: None,
             }],
         }
     }

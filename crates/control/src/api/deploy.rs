@@ -1,10 +1,14 @@
 //! `deploy` and changes of the environment: verbs that make a Release.
 
+use axum::Json;
 use axum::extract::{Extension, Path, State};
 use serde::Deserialize;
-use stead_core::api::{Accepted, DeployRequest, EnvRequest, ProblemJson};
+use stead_core::api::{Accepted, DeployRequest, EnvRequest, PlanView, ProblemJson};
+use stead_core::app::App;
 use stead_core::error::{Code, UserError};
 use stead_core::event::{Fact, PhaseName};
+use stead_core::fleet::FleetSeen;
+use stead_core::manifest::Manifest;
 use stead_core::name::{AppKey, NamespaceName};
 use stead_core::rollout::RolloutKind;
 
@@ -18,6 +22,7 @@ use super::{Api, AppPath, Handle};
 use crate::auth::Caller;
 use crate::clock;
 use crate::reconcile::note;
+use crate::record;
 use crate::store::Write;
 
 /// [`DeployRequest`], with the manifest as it came: its own reader reports every problem.
@@ -43,14 +48,7 @@ pub(super) async fn deploy(
     let asked = clock::now();
     let key = path.key()?;
     let manifest = read_manifest(&request.manifest)?;
-    if manifest.key() != key {
-        return Err(UserError::new(
-            Code::BadRequest,
-            format!("the manifest is of app {}, the request of app {key}", manifest.key()),
-            "deploy it under its own name",
-        )
-        .into());
-    }
+    belongs(&manifest, &key)?;
     api.enter_namespace(&key)?;
     // Before the registry is asked; what counts is asked again with the commit.
     api.claim_hosts(&key, &manifest)?;
@@ -68,7 +66,8 @@ pub(super) async fn deploy(
             };
             let claimed = api.claim_hosts(&key, &manifest)?;
             let (secrets, held) = api.vault.hold(&key, &manifest.secrets)?;
-            let images = Images { secrets, ..images.clone() };
+            let mut images = images.clone();
+            images.secrets = secrets;
             let kind = RolloutKind::Deploy;
             let mut decision =
                 api.decide_release(app, &manifest, &images, &author, kind, image_here)?;
@@ -78,6 +77,38 @@ pub(super) async fn deploy(
         .await?;
     note(&api.events, &key, Fact::Phase { phase: PhaseName::Resolve, begun: asked, took });
     Ok(committed)
+}
+
+/// What a deploy would do now, Instance by Instance and field by field. Changes nothing.
+#[utoipa::path(post, path = "/api/v1/namespaces/{ns}/apps/{app}/plan", tag = "look",
+    params(("ns" = String, Path), ("app" = String, Path)), request_body = DeployRequest,
+    responses((status = 200, body = PlanView), (status = "default", body = ProblemJson)))]
+pub(super) async fn plan(
+    State(api): Handle,
+    Extension(caller): Extension<Caller>,
+    Path(path): Path<AppPath>,
+    Body(request): Body<Deploy>,
+) -> Result<Json<PlanView>, Problem> {
+    let key = path.key()?;
+    let manifest = read_manifest(&request.manifest)?;
+    belongs(&manifest, &key)?;
+    api.claim_hosts(&key, &manifest)?;
+    let before = api.store.get::<App>(&key.to_string())?.map(|stored| stored.value);
+    if before.is_none() {
+        api.enter_namespace(&key)?;
+    }
+    let (images, seen) = tokio::join!(api.resolve(&manifest), api.engine.observe(&key));
+    let seen = match before {
+        Some(_) => seen?,
+        None => FleetSeen::default(),
+    };
+    let author = Author { by: caller.name, message: request.message, asked: clock::now() };
+    // As a deploy decides it; it is only not committed.
+    let decision =
+        api.decide_release(before.clone(), &manifest, &images?, &author, RolloutKind::Deploy, true)?;
+    let new = decision.release.as_ref();
+    let plan = record::plan(&api.store, before.as_ref(), &decision.app, new, &seen)?;
+    Ok(Json(PlanView { app: key, plan }))
 }
 
 /// Sets and removes environment variables: a Release that differs in them alone.
@@ -113,6 +144,17 @@ pub(super) async fn change_env(
         Ok(Some(decision))
     })
     .await
+}
+
+fn belongs(manifest: &Manifest, key: &AppKey) -> Result<(), UserError> {
+    if manifest.key() == *key {
+        return Ok(());
+    }
+    Err(UserError::new(
+        Code::BadRequest,
+        format!("the manifest is of app {}, the request of app {key}", manifest.key()),
+        "deploy it under its own name",
+    ))
 }
 
 impl Api {

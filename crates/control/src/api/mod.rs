@@ -93,6 +93,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(look::apps))
         .routes(routes!(look::app, verbs::delete))
         .routes(routes!(deploy::deploy))
+        .routes(routes!(deploy::plan))
         .routes(routes!(verbs::rollback))
         .routes(routes!(verbs::restart))
         .routes(routes!(verbs::scale))

@@ -17,6 +17,7 @@ use crate::events::EventLog;
 use crate::figures::Figures;
 use crate::ledger::Ledgers;
 use crate::reconcile::board::Board;
+use crate::secrets::Vault;
 use crate::store::Store;
 use crate::traffic::Publisher;
 use crate::clock;
@@ -54,6 +55,7 @@ async fn served() -> Served {
         Arc::clone(&publisher) as Arc<dyn stead_core::engine::Traffic>,
         Arc::clone(&events) as Arc<dyn stead_core::event::Events>,
     ));
+    let vault = Arc::new(Vault::new(Arc::clone(&store), dir.path().join("secrets.key")));
     let tokens = Tokens::new(Arc::clone(&store), dir.path().join("bootstrap-token"));
     let reconciler = Arc::new(Reconciler {
         store,
@@ -69,7 +71,7 @@ async fn served() -> Served {
     let (close, closing) = watch::channel(false);
     let api = Arc::new(Api {
         tokens,
-        vault: Arc::new(Vault::new(Arc::clone(&store), dir.path().join("secrets.key"))),
+        vault,
         reconciler,
         http: "127.0.0.1:8080".parse().unwrap(),
         temp_dir: dir.path().to_owned(),

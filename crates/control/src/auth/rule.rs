@@ -49,6 +49,7 @@ pub(crate) fn rule(method: &Method, path: &str) -> Option<Rule> {
             (
                 "POST",
                 "/{app}/deploy"
+                | "/{app}/plan"
                 | "/{app}/rollback"
                 | "/{app}/restart"
                 | "/{app}/scale"

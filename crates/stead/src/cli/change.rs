@@ -6,21 +6,19 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use http::Method;
 use stead_core::api::{
-    Accepted, AppView, RestartRequest, RollbackRequest, ScaleRequest, SteerRequest,
+    Accepted, RestartRequest, RollbackRequest, ScaleRequest, SteerRequest,
 };
 use stead_core::error::{Code, UserError};
 use stead_core::ids::{Ordinal, ReleaseNo};
 use stead_core::name::AppName;
-use stead_core::rollout::Rollout;
 
 use super::follow::{self, Aim, Wait};
-use super::{Context, look::OfApp};
-use crate::output::human;
+use super::{Context, look::OfApp, story};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RolloutCommand {
-    /// Show the Rollout under way, or the last one
-    Status(OfApp),
+    /// Tell the story of a Rollout: what is planned, where each Instance is, what was decided
+    Status(story::Status),
     /// Hold it where it is
     Pause(OfApp),
     /// Go on after a pause
@@ -44,7 +42,7 @@ pub(super) struct Promote {
 
 pub(super) async fn rollout(context: &Context, command: RolloutCommand) -> Result<()> {
     let (app, verb, said) = match command {
-        RolloutCommand::Status(OfApp { app }) => return rollout_status(context, &app).await,
+        RolloutCommand::Status(args) => return story::status(context, &args).await,
         RolloutCommand::Promote(args) => return promote(context, args).await,
         RolloutCommand::Pause(OfApp { app }) => {
             (app, "pause", "paused; what has begun is finished, no other instance changes")
@@ -62,43 +60,6 @@ async fn promote(context: &Context, args: Promote) -> Result<()> {
     let request = SteerRequest { all: args.all };
     let accepted: Accepted = context.client.post(&path, &request).await?;
     follow::rollout(context, accepted, &args.wait, Aim::Forward).await
-}
-
-async fn rollout_status(context: &Context, app: &AppName) -> Result<()> {
-    let view: AppView = context.client.get(&context.path(app)).await?;
-    let Some(rollout) = view.rollout else {
-        return Err(UserError::new(
-            Code::NotFound,
-            format!("app {} has had no rollout", view.key),
-            "`stead deploy` begins one",
-        )
-        .into());
-    };
-    context.output.show(&rollout, |rollout| rollout_text(rollout, view.ready, view.instances))
-}
-
-fn rollout_text(rollout: &Rollout, ready: u32, instances: u32) -> String {
-    let from = rollout
-        .from
-        .as_ref()
-        .map_or("nothing".to_owned(), |from| format!("release {}", from.base.release));
-    let mut text = format!(
-        "rollout {} {}: from {from} to release {}, {ready} of {instances} instances ready\n\
-         begun {} by {}",
-        rollout.number,
-        rollout.phase.name(),
-        rollout.to.release,
-        human::ago(human::now(), rollout.started),
-        human::plain(&rollout.by),
-    );
-    if let Some(message) = &rollout.message {
-        text.push_str(&format!(": {}", human::plain(message)));
-    }
-    if let Some(why) = rollout.failure() {
-        text.push_str(&format!("\nfailed: {}: {}", why.code, human::plain(&why.message)));
-        text.push_str(&format!("\nhelp: {}", human::plain(&why.hint)));
-    }
-    text
 }
 
 #[derive(Debug, Args)]

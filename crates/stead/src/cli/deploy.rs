@@ -54,11 +54,12 @@ pub(super) struct Deploy {
 
 pub(super) async fn run(context: &Context, args: Deploy) -> Result<()> {
     let (mut manifest, source) = intent(context, &args)?;
-    if args.plan {
-        return plan::show(context, &manifest).await;
-    }
+    // Also for a plan: which image it is says what has to change.
     if let Some(source) = source {
         manifest.source = take_in(context, &source, &manifest.app).await?;
+    }
+    if args.plan {
+        return plan::show(context, manifest).await;
     }
     let path = format!("{}/deploy", app_path(&manifest.key()));
     let request = DeployRequest { manifest, message: args.message };

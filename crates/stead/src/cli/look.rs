@@ -5,7 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
-use stead_core::api::{AppView, InstanceView, LedgerView, NamespaceView, ReleaseView, Waterfall};
+use stead_core::api::{
+    AppView, ContainerView, InstanceView, LedgerView, NamespaceView, ReleaseView, Waterfall,
+};
 use stead_core::engine::Usage;
 use stead_core::fleet::{Health, TrafficState};
 use stead_core::ids::{Ordinal, ReleaseNo, RolloutNo};
@@ -148,13 +150,44 @@ fn status_text(status: &Status) -> String {
     }
     lines.push(String::new());
     lines.push(instances_table(instances));
+    let aside = |container: &ContainerView| !container.part.is_main() || container.state == "frozen";
+    if instances.iter().flat_map(|instance| &instance.containers).any(aside) {
+        lines.push(String::new());
+        lines.push(containers_table(instances));
+    }
     lines.join("\n")
 }
 
 pub(super) async fn ps(context: &Context, app: &AppName) -> Result<()> {
     let instances: Vec<InstanceView> =
         context.client.get(&format!("{}/instances", context.path(app))).await?;
-    context.output.show(&instances, |instances| instances_table(instances))
+    context.output.show(&instances, |instances| {
+        format!("{}\n\n{}", instances_table(instances), containers_table(instances))
+    })
+}
+
+/// Every Container, frozen ones and sidecars included. Another id means another start.
+fn containers_table(instances: &[InstanceView]) -> String {
+    let now = human::now();
+    let mut table = Table::new(
+        ["INSTANCE", "PART", "SLOT", "RELEASE", "STATE", "SINCE", "CONTAINER"],
+        "no containers",
+    );
+    for instance in instances {
+        for container in &instance.containers {
+            let current = container.part.is_main() && container.slot == instance.slot;
+            table.row([
+                instance.instance.to_string(),
+                container.part.to_string(),
+                format!("{}{}", container.slot, if current { " *" } else { "" }),
+                container.revision.release.to_string(),
+                container.state.clone(),
+                or_dash(container.since.map(|since| human::ago(now, since))),
+                container.id.to_string(),
+            ]);
+        }
+    }
+    table.finish()
 }
 
 fn instances_table(instances: &[InstanceView]) -> String {

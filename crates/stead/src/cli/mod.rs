@@ -12,6 +12,7 @@ mod namespace;
 mod plan;
 mod platform;
 mod rollout_flags;
+mod story;
 mod stream;
 mod token;
 

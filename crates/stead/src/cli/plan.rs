@@ -1,152 +1,98 @@
-//! `stead deploy --plan`: what a deploy would change, field by field and Instance by
-//! Instance. It asks and never changes anything.
-
-use std::collections::BTreeSet;
+//! `stead deploy --plan`: what a deploy would change, field by field and Instance by Instance,
+//! as the platform that would do it says. Changes nothing.
 
 use anyhow::Result;
-use serde::Serialize;
 use serde_json::Value;
-use stead_core::api::{AppView, InstanceView, ReleaseView};
-use stead_core::error::{Code, UserError};
-use stead_core::ids::Ordinal;
-use stead_core::manifest::{Effect, FieldChange, Manifest, Strategy, diff, strongest};
-use stead_core::name::AppKey;
+use stead_core::api::{BatchPlan, ChangePlan, DeployRequest, PlanView};
+use stead_core::fleet::Part;
+use stead_core::manifest::{Effect, FieldChange, Manifest, Pause};
 
 use super::{Context, app_path};
 use crate::output::Table;
-use crate::output::human::or_dash;
+use crate::output::human::{self, or_dash};
 
-/// What would change.
-#[derive(Serialize)]
-struct Plan {
-    app: AppKey,
-    /// There is no such App yet.
-    new: bool,
-    changes: Vec<FieldChange>,
-    instances: Vec<InstancePlan>,
-}
-
-#[derive(Serialize)]
-struct InstancePlan {
-    instance: Ordinal,
-    ip: Option<String>,
-    change: InstanceChange,
-}
-
-#[derive(Serialize, Clone, Copy, PartialEq, Eq, Debug)]
-#[serde(rename_all = "kebab-case")]
-enum InstanceChange {
-    Create,
-    ReplaceContainer,
-    ReplaceSandbox,
-    Remove,
-}
-
-impl InstanceChange {
-    fn sentence(self) -> &'static str {
-        match self {
-            Self::Create => "is created",
-            Self::ReplaceContainer => "gets a new container in the same sandbox, keeps its IP",
-            Self::ReplaceSandbox => "gets a new sandbox and a new IP",
-            Self::Remove => "is removed",
-        }
-    }
-}
-
-pub(super) async fn show(context: &Context, manifest: &Manifest) -> Result<()> {
-    let path = app_path(&manifest.key());
-    let releases = match context.client.get::<Vec<ReleaseView>>(&format!("{path}/releases")).await {
-        Ok(releases) => releases,
-        Err(error) => match error.downcast_ref::<UserError>() {
-            Some(error) if error.code == Code::NotFound => Vec::new(),
-            _ => return Err(error),
-        },
-    };
-    let current = releases.into_iter().find(|view| view.current);
-    let mut running = None;
-    if let Some(view) = current {
-        let app: AppView = context.client.get(&path).await?;
-        let instances = context.client.get(&format!("{path}/instances")).await?;
-        let settings = view.release.settings;
-        running = Some(Running { settings, wanted: app.instances, instances });
-    }
-    let plan = make(manifest, running.as_ref());
+pub(super) async fn show(context: &Context, manifest: Manifest) -> Result<()> {
+    let path = format!("{}/plan", app_path(&manifest.key()));
+    let request = DeployRequest { manifest, message: None };
+    let plan: PlanView = context.client.post(&path, &request).await?;
     context.output.show(&plan, text)
 }
 
-/// What runs before the change.
-struct Running {
-    settings: Manifest,
-    /// Wanted Instances: the App may have been scaled by hand.
-    wanted: u32,
-    instances: Vec<InstanceView>,
-}
-
-fn make(manifest: &Manifest, running: Option<&Running>) -> Plan {
-    let changes = running.map(|now| diff(&now.settings, manifest)).unwrap_or_default();
-    let replaced = match (manifest.rollout.strategy(), strongest(&changes)) {
-        (Strategy::Recreate, _) | (_, Effect::RecreateSandbox) => InstanceChange::ReplaceSandbox,
-        _ => InstanceChange::ReplaceContainer,
-    };
-    // Scaling by hand outlives a deploy whose manifest says the number it said before.
-    let wanted = match running {
-        Some(now) if now.settings.instances == manifest.instances => now.wanted,
-        _ => manifest.instances,
-    };
-    let views = running.map(|now| now.instances.as_slice()).unwrap_or_default();
-    let ordinals = views.iter().map(|view| view.instance);
-    let all: BTreeSet<Ordinal> = ordinals.chain((0..wanted).map(Ordinal)).collect();
-    let instances = all.into_iter().map(|instance| {
-        let view = views.iter().find(|view| view.instance == instance);
-        let change = match view {
-            None => InstanceChange::Create,
-            Some(_) if instance.0 >= wanted => InstanceChange::Remove,
-            Some(_) => replaced,
-        };
-        InstancePlan { instance, ip: view.and_then(|view| view.ip.clone()), change }
-    });
-    let instances = instances.collect();
-    Plan { app: manifest.key(), new: running.is_none(), changes, instances }
-}
-
-fn text(plan: &Plan) -> String {
+fn text(PlanView { app, plan }: &PlanView) -> String {
     let mut parts = Vec::new();
     if plan.new {
-        parts.push(format!("{} would be created", plan.app));
+        parts.push(format!("{app} would be created"));
     } else if plan.changes.is_empty() {
-        parts.push(format!(
-            "{}: no field differs; a deploy resolves the image's tag again and restarts",
-            plan.app
-        ));
+        parts.push(format!("{app}: no field differs, and the images are the same"));
     } else {
-        let mut table = Table::new(["FIELD", "FROM", "TO", "NEEDS"], "");
-        for change in &plan.changes {
-            let needs = match change.effect {
-                Effect::None => "nothing of a running instance",
-                Effect::ResourcesOnly => "new limits",
-                Effect::RestartContainer => "a new container",
-                Effect::RecreateSandbox => "a new sandbox",
-            };
-            table.row([
-                change.path.clone(),
-                short(change.from.as_ref()),
-                short(change.to.as_ref()),
-                needs.to_owned(),
-            ]);
-        }
-        parts.push(format!("{} would change\n\n{}", plan.app, table.finish()));
+        parts.push(format!("{app} would change\n\n{}", fields(&plan.changes)));
     }
-    let mut table = Table::new(["INSTANCE", "IP", "CHANGE"], "no instances");
+    parts.push(instances(plan));
+    if plan.batches.len() > 1 {
+        parts.push(batches(&plan.batches));
+    }
+    if !plan.new {
+        parts.push(plan.summary());
+    }
+    parts.push("Nothing was changed.".to_owned());
+    parts.join("\n\n")
+}
+
+/// The fields that differ, and what each asks of which part.
+pub(super) fn fields(changes: &[FieldChange]) -> String {
+    let mut table = Table::new(["FIELD", "FROM", "TO", "NEEDS"], "");
+    for change in changes {
+        let needs = match change.effect {
+            Effect::None => "nothing of a running instance",
+            Effect::ResourcesOnly => "new limits, no restart",
+            Effect::RestartContainer => "a new container",
+            Effect::RecreateSandbox => "a new sandbox",
+        };
+        let needs = match &change.part {
+            Part::Sidecar(name) if change.effect > Effect::None => format!("{needs} of {name}"),
+            _ => needs.to_owned(),
+        };
+        let (from, to) = (short(change.from.as_ref()), short(change.to.as_ref()));
+        table.row([change.path.clone(), from, to, needs]);
+    }
+    table.finish()
+}
+
+/// What becomes of each Instance.
+pub(super) fn instances(plan: &ChangePlan) -> String {
+    let mut table = Table::new(["INSTANCE", "IP", "BATCH", "CHANGE"], "no instances");
     for instance in &plan.instances {
         table.row([
             instance.instance.to_string(),
             or_dash(instance.ip.as_ref()),
-            instance.change.sentence().to_owned(),
+            or_dash(instance.batch),
+            instance.sentence(),
         ]);
     }
-    parts.push(table.finish());
-    parts.push("Nothing was changed.".to_owned());
-    parts.join("\n\n")
+    table.finish()
+}
+
+/// The batches, each in a line.
+pub(super) fn batches(batches: &[BatchPlan]) -> String {
+    let count = batches.len();
+    let lines = batches.iter().enumerate().map(|(index, batch)| {
+        let mut line = format!("batch {} of {count}: up to {} instances", index + 1, batch.upto);
+        if batch.rules {
+            line.push_str(", requests by rules");
+        }
+        if let Some(weight) = batch.weight {
+            line.push_str(&format!(", {weight}% of the requests"));
+        }
+        if index + 1 < count {
+            match batch.pause {
+                Pause::Manual => line.push_str("; then a person promotes it"),
+                Pause::For(span) if span.millis() > 0 => line.push_str(&format!("; then {span}")),
+                Pause::For(_) => {}
+            }
+        }
+        line
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// A value on one line, shortened.
@@ -154,8 +100,8 @@ fn short(value: Option<&Value>) -> String {
     const LONGEST: usize = 40;
     let text = match value {
         None => return "-".to_owned(),
-        Some(Value::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
+        Some(Value::String(text)) => human::plain(text),
+        Some(other) => human::plain(&other.to_string()),
     };
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -165,7 +111,10 @@ fn short(value: Option<&Value>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use stead_core::manifest::parse;
+    use stead_core::api::InstancePlan;
+    use stead_core::fleet::{Fallback, Way};
+    use stead_core::ids::Ordinal;
+    use stead_core::manifest::{diff, parse};
 
     use super::*;
 
@@ -173,55 +122,58 @@ mod tests {
         parse(&format!("app: web\nsource: web:1\n{rest}"), "t").unwrap()
     }
 
-    fn instance(n: u32) -> InstanceView {
-        InstanceView {
-            instance: Ordinal(n),
-            ip: Some(format!("10.0.0.{n}")),
-            revision: None,
-            state: "ready".into(),
-            container: None,
-            since: None,
-            health: None,
-            traffic: None,
-            crashes: 0,
-            last_exit: None,
-            trouble: None,
-        }
-    }
-
-    fn running(settings: &str, count: u32) -> Running {
-        let instances = (0..count).map(instance).collect();
-        Running { settings: manifest(settings), wanted: count, instances }
-    }
-
-    fn changes(old: Option<&str>, new: &str, count: u32) -> Vec<InstanceChange> {
-        let old = old.map(|settings| running(settings, count));
-        let plan = make(&manifest(new), old.as_ref());
-        plan.instances.iter().map(|instance| instance.change).collect()
-    }
-
-    #[test]
-    fn each_instance_is_told_what_becomes_of_it() {
-        use InstanceChange::{Create, Remove, ReplaceContainer, ReplaceSandbox};
-        assert_eq!(changes(None, "instances: 2", 0), [Create, Create]);
-        assert_eq!(changes(Some(""), "env: {A: b}", 1), [ReplaceContainer]);
-        assert_eq!(changes(Some(""), "rollout: {strategy: recreate}", 1), [ReplaceSandbox]);
-        assert_eq!(changes(Some(""), "volumes: [{name: d, mount: /d}]", 1), [ReplaceSandbox]);
-        assert_eq!(changes(Some(""), "", 3), [ReplaceContainer; 3], "scaled by hand to 3");
-        assert_eq!(changes(Some("instances: 2"), "instances: 1", 2), [ReplaceContainer, Remove]);
+    fn plan(old: &str, new: &str, way: Way, sidecars: &[&str]) -> String {
+        let instance = InstancePlan {
+            instance: Ordinal(0),
+            ip: Some("10.0.0.1".into()),
+            batch: None,
+            way: Some(way),
+            sidecars: sidecars.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let plan = ChangePlan {
+            new: false,
+            changes: diff(&manifest(old), &manifest(new)),
+            instances: vec![instance],
+            batches: Vec::new(),
+        };
+        text(&PlanView { app: "default/web".parse().unwrap(), plan })
     }
 
     #[test]
     fn the_plan_shows_fields_with_what_they_need() {
-        let plan = make(&manifest("env: {A: b}"), Some(&running("", 1)));
         assert_eq!(
-            text(&plan),
+            plan("", "env: {A: b}", Way::Handover, &[]),
             "default/web would change\n\n\
              FIELD  FROM  TO  NEEDS\n\
              env.A  -     b   a new container\n\n\
-             INSTANCE  IP        CHANGE\n\
-             0         10.0.0.0  gets a new container in the same sandbox, keeps its IP\n\n\
+             INSTANCE  IP        BATCH  CHANGE\n\
+             0         10.0.0.1  -      is handed over: the new container takes over from the old one \
+             when it is ready; keeps its IP\n\n\
+             Of 1 instances 1 are restarted, once each.\n\n\
              Nothing was changed."
         );
+    }
+
+    #[test]
+    fn memory_alone_restarts_nothing() {
+        let text = plan("", "resources: {memory: 64Mi}", Way::Update, &[]);
+        assert!(text.contains("new limits, no restart"), "{text}");
+        assert!(text.contains("it is not restarted"), "{text}");
+        assert!(text.contains("Of 1 instances none is restarted."), "{text}");
+    }
+
+    #[test]
+    fn a_sidecar_changes_by_itself() {
+        let sidecar = |image| format!("sidecars: [{{name: log, source: '{image}'}}]");
+        let text = plan(&sidecar("log:1"), &sidecar("log:2"), Way::Update, &["log"]);
+        assert!(text.contains("sidecars.log.source  log:1  log:2  a new container of log"), "{text}");
+        assert!(text.contains("Only sidecars are restarted (log); the app itself is not."), "{text}");
+    }
+
+    #[test]
+    fn what_falls_back_says_why() {
+        let because = Some(Fallback::ExclusiveVolume { name: "data".into() });
+        let text = plan("", "args: [x]", Way::InPlace { because }, &[]);
+        assert!(text.contains("because volume data is not shared"), "{text}");
     }
 }

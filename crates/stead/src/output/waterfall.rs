@@ -1,11 +1,13 @@
 //! A Rollout's phases drawn as bars over its time.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use stead_core::api::{Bar, Waterfall};
+use stead_core::event::PhaseName;
 use stead_core::time::Micros;
 
-use super::human;
+use super::{Table, human};
 
 /// Width of the drawing, in characters.
 const WIDTH: u64 = 40;
@@ -29,7 +31,8 @@ pub(crate) fn draw(waterfall: &Waterfall) -> String {
         let who = bar.instance.map_or("-".to_owned(), |instance| instance.to_string());
         let _ = writeln!(
             out,
-            "{who:>4}  {:<8} {:>10} {:>10}  |{}|",
+            "{who:>4}{} {:<8} {:>10} {:>10}  |{}|",
+            if bar.critical { '*' } else { ' ' },
             bar.phase.as_str(),
             format!("+{}", bar.offset),
             bar.took.to_string(),
@@ -40,12 +43,39 @@ pub(crate) fn draw(waterfall: &Waterfall) -> String {
         Some(total) => {
             let _ = write!(out, "total {total}");
             if let Some(before) = waterfall.before {
-                let _ = write!(out, ", the rollout before took {before}");
+                let _ = write!(out, ", the release before took {before}");
+            }
+            if waterfall.bars.iter().any(|bar| bar.critical) {
+                out.push_str("\n* decided how long it took");
             }
         }
         None => out.push_str("still under way"),
     }
+    if !waterfall.before_phases.is_empty() {
+        out.push_str(&format!("\n\n{}", beside(waterfall)));
+    }
     out
+}
+
+/// Each phase over all Instances, beside the same of the Release before.
+fn beside(waterfall: &Waterfall) -> String {
+    let now = sums(&waterfall.bars);
+    let mut table = Table::new(["PHASE", "NOW", "BEFORE"], "");
+    let before = &waterfall.before_phases;
+    let phases: BTreeSet<_> = now.keys().chain(before.keys()).collect();
+    for phase in phases {
+        let (now, before) = (now.get(phase), before.get(phase));
+        table.row([phase.as_str().to_owned(), human::or_dash(now), human::or_dash(before)]);
+    }
+    table.finish()
+}
+
+fn sums(bars: &[Bar]) -> BTreeMap<PhaseName, Micros> {
+    let mut sums = BTreeMap::<PhaseName, Micros>::new();
+    for bar in bars {
+        sums.entry(bar.phase).or_default().0 += bar.took.0;
+    }
+    sums
 }
 
 fn kind(kind: stead_core::rollout::RolloutKind) -> &'static str {
@@ -69,12 +99,7 @@ fn cells(bar: &Bar, span: u64) -> String {
 
 /// The sum of each phase over all Instances, longest first, on one line.
 pub(crate) fn summary(bars: &[Bar]) -> String {
-    let mut sums = std::collections::BTreeMap::new();
-    for bar in bars {
-        let sum: &mut Micros = sums.entry(bar.phase).or_default();
-        sum.0 += bar.took.0;
-    }
-    let mut sums: Vec<_> = sums.into_iter().filter(|(_, took)| took.0 > 0).collect();
+    let mut sums: Vec<_> = sums(bars).into_iter().filter(|(_, took)| took.0 > 0).collect();
     sums.sort_by_key(|(phase, took)| (std::cmp::Reverse(*took), *phase));
     let parts: Vec<String> =
         sums.iter().map(|(phase, took)| format!("{} {took}", phase.as_str())).collect();
@@ -97,6 +122,7 @@ mod tests {
             phase,
             offset: Micros::from_millis(offset),
             took: Micros::from_millis(took),
+            critical: phase == PhaseName::Start,
         }
     }
 
@@ -128,6 +154,7 @@ mod tests {
             ],
             total: Some(Micros::from_millis(40)),
             before: Some(Micros::from_millis(80)),
+            before_phases: [(PhaseName::Pull, Micros::from_millis(20))].into(),
         };
         let hashes = |from: usize, to: usize| {
             format!("|{}{}{}|", " ".repeat(from), "#".repeat(to - from), " ".repeat(40 - to))
@@ -136,8 +163,13 @@ mod tests {
             "rollout 3 (deploy, release 2): done\n   \
              -  pull          +0 µs    10.0 ms  {}\n   \
              0  prepare    +10.0 ms    10.0 ms  {}\n   \
-             0  start      +39.0 ms     1.0 ms  {}\n\
-             total 40.0 ms, the rollout before took 80.0 ms",
+             0* start      +39.0 ms     1.0 ms  {}\n\
+             total 40.0 ms, the release before took 80.0 ms\n\
+             * decided how long it took\n\n\
+             PHASE    NOW      BEFORE\n\
+             pull     10.0 ms  20.0 ms\n\
+             prepare  10.0 ms  -\n\
+             start    1.0 ms   -",
             hashes(0, 10),
             hashes(10, 20),
             hashes(39, 40)

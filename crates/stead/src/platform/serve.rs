@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use async_trait::async_trait;
 use stead_control::Control;
-use stead_core::engine::{Backend, Drained, Traffic};
+use stead_core::engine::{Backend, Drained, NoSecrets, Traffic};
 use stead_core::error::UserError;
 use stead_core::event::{Event, Events};
 use stead_core::ids::ContainerId;
@@ -48,7 +48,8 @@ pub(crate) fn run(config: Config) -> Result<()> {
         let (listen, http) = (config.listen, config.http);
         let control = stead_control::Config { data_dir, run_dir, listen, http };
         let control = Control::open(control).await.map_err(UserError::from)?;
-        let engine = NodeEngine::open(node(config), control.traffic(), control.events()).await?;
+        let (traffic, events, secrets) = (control.traffic(), control.events(), control.secrets());
+        let engine = NodeEngine::open(node(config), traffic, events, secrets).await?;
         control.run(Arc::new(engine), shutdown).await.map_err(UserError::from)?;
         Ok(())
     })
@@ -58,7 +59,9 @@ pub(crate) fn run(config: Config) -> Result<()> {
 /// volumes and what is wanted stay: the next start brings the Apps back.
 pub(crate) fn destroy(config: Config) -> Result<()> {
     block_on(async {
-        let engine = NodeEngine::open(node(config), Arc::new(Nobody), Arc::new(Nobody)).await?;
+        // Nothing is prepared any more, so nobody asks for a value.
+        let (traffic, events, secrets) = (Arc::new(Nobody), Arc::new(Nobody), Arc::new(NoSecrets));
+        let engine = NodeEngine::open(node(config), traffic, events, secrets).await?;
         Ok(engine.destroy_all().await?)
     })
 }
