@@ -111,18 +111,32 @@ async fn the_old_serves_until_the_new_is_ready_and_keeps_its_connections() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_is_a_thaw_and_meets_the_same_process() {
-    let mut node = Node::new('h').await;
-    let releases = two(&node, json!({})).await;
+    rolled_back(Node::new('h').await, json!({})).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_is_a_thaw_where_only_one_may_run_too() {
+    let in_place = json!({"strategy": "in-place", "keep_previous": "60s"});
+    rolled_back(Node::new('t').await, json!({"rollout": in_place})).await;
+}
+
+async fn rolled_back(mut node: Node, change: serde_json::Value) {
+    let with = |settings: &mut Manifest| {
+        patient(settings);
+        patch(settings, change.clone());
+    };
+    let releases = [(1, node.release("1", with).await), (2, node.release("2", with).await)];
     node.apply(&towards(&node.app, 1, (1, 1), &releases)).await;
     let first = node.until("the first serves", serves_run(1)).await;
     let who = Line::open(raw(&first), None).ask();
     assert!(get(http(&first), "/count").starts_with("1 "));
     node.apply(&towards(&node.app, 2, (2, 2), &releases)).await;
-    let still = node.until("the old one stands still", |i| frozen(i).is_some()).await;
+    let both = |i: &InstanceSeen| serves_run(2)(i) && frozen(i).is_some();
+    let still = node.until("the old one stands still", both).await;
     let ContainerState::Frozen { since } = frozen(&still).unwrap().state else { panic!() };
 
     node.restart().await;
-    let known = node.until("it is known", |i| serves_run(2)(i) && frozen(i).is_some()).await;
+    let known = node.until("it is known", both).await;
     let ContainerState::Frozen { since: noted } = frozen(&known).unwrap().state else { panic!() };
     assert!(noted <= since && since.since(noted).0 < 1_000_000, "{noted:?} {since:?}");
 
