@@ -117,7 +117,7 @@ async fn a_rollback_is_a_thaw_and_meets_the_same_process() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_is_a_thaw_where_only_one_may_run_too() {
     let in_place = json!({"strategy": "in-place", "keep_previous": "60s"});
-    rolled_back(Node::new('t').await, json!({"rollout": in_place})).await;
+    rolled_back(Node::new('m').await, json!({"rollout": in_place})).await;
 }
 
 async fn rolled_back(mut node: Node, change: serde_json::Value) {
