@@ -231,7 +231,7 @@ async fn mistakes_are_told() {
     };
     let refused = |body: Value| client.refused(Method::POST, &deploy, body);
 
-    let wrong = refused(manifest(json!({"replicas": 2, "instances": "x", "secrets": ["A"]}))).await;
+    let wrong = refused(manifest(json!({"replicas": 2, "instances": "x", "restart": "maybe"}))).await;
     assert_eq!(wrong.problems.len(), 3, "{:#?}", wrong.problems);
     assert_eq!(wrong.status, 422);
     let file = refused(manifest(json!({"files": {"/etc/x": "./x"}}))).await;
@@ -319,6 +319,10 @@ async fn a_host_leads_to_one_app() {
     // One that gave it up cannot go back to it once another has it.
     assert_eq!(deploy(owner.clone(), &["other.example"]).await, StatusCode::ACCEPTED);
     client.until(&owner, |view| view.state == "running").await;
+    // While the other Release is watched it may come back, and needs its host then.
+    assert_eq!(deploy("heir".into(), &["shop.example"]).await, StatusCode::CONFLICT);
+    let promote = format!("{}/rollouts/current/promote", app_path(&owner));
+    client.change(&promote, json!({})).await;
     assert_eq!(deploy("heir".into(), &["shop.example"]).await, StatusCode::ACCEPTED);
     let back = format!("{}/rollback", app_path(&owner));
     let refused = client.refused(Method::POST, &back, json!({})).await;

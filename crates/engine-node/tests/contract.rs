@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use stead_core::engine::Engine;
+use stead_core::engine::{Engine, NoSecrets};
 use stead_core::manifest::{Manifest, Startup};
 use stead_engine_node::image::StoreOptions;
 use stead_engine_node::sandbox::HostConfig;
@@ -28,8 +28,8 @@ struct NodeSubject {
 async fn open(config: &NodeConfig, witness: &Arc<Witness>) -> Arc<NodeEngine> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let engine = NodeEngine::open(config.clone(), witness.clone(), witness.clone());
-        match engine.await {
+        let (traffic, events, secrets) = (witness.clone(), witness.clone(), Arc::new(NoSecrets));
+        match NodeEngine::open(config.clone(), traffic, events, secrets).await {
             Ok(engine) => return Arc::new(engine),
             Err(error) if error.message.contains("another") && Instant::now() < deadline => {
                 tokio::task::yield_now().await;

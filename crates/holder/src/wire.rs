@@ -5,6 +5,7 @@
 //! and UTF-8. All moments are nanoseconds since the Unix epoch.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -150,7 +151,7 @@ pub enum Mount {
 }
 
 /// A program and who runs it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Process {
     /// Program and arguments; a program without a slash is looked up in `PATH`.
     pub argv: Vec<String>,
@@ -164,6 +165,19 @@ pub struct Process {
     pub gid: u32,
     /// Further groups inside.
     pub groups: Vec<u32>,
+}
+
+impl fmt::Debug for Process {
+    /// Without the environment: it holds secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { argv, env, cwd, uid, gid, groups } = self;
+        f.debug_struct("Process")
+            .field("argv", argv)
+            .field("env", &format_args!("{} variables", env.len()))
+            .field("cwd", cwd)
+            .field("user", &(uid, gid, groups))
+            .finish()
+    }
 }
 
 /// The control groups of a Container. All folders exist when the holder is asked.

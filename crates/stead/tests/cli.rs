@@ -166,13 +166,24 @@ fn what_is_not_built_says_so_and_what_works() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("app.jar"), b"PK\x03\x04").unwrap();
     std::fs::create_dir(dir.path().join("site")).unwrap();
-    for args in [&["deploy", "app.jar"][..], &["deploy", "./site"], &["secrets", "list", "web"]] {
+    for args in [&["deploy", "app.jar"], &["deploy", "./site"]] {
         let text = fails(dir.path(), args, 2);
         assert!(text.starts_with("error[STEAD-R005]: "), "{text}");
         assert!(text.contains("not built yet") && text.contains("help: "), "{text}");
     }
     let text = fails(dir.path(), &["deploy", "--file", "gone.yaml"], 2);
     assert!(text.contains("gone.yaml cannot be read"), "{text}");
+}
+
+#[test]
+fn a_secret_s_value_is_not_taken_from_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = fails(dir.path(), &["secrets", "set", "web", "DB_PASSWORD=hunter2"], 2);
+    assert!(text.contains("standard input"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+    // The tests' standard input is empty.
+    let text = fails(dir.path(), &["secrets", "set", "web", "DB_PASSWORD"], 2);
+    assert!(text.contains("expected a text of 1 to 65536 bytes"), "{text}");
 }
 
 #[test]

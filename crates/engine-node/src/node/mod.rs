@@ -30,7 +30,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use stead_core::engine::{
     Capabilities, Engine, EngineError, Exec, ExecRequest, ImageInfo, LogLine, LogQuery,
-    PullProgress, Traffic, Usage,
+    PullProgress, Secrets, Traffic, Usage,
 };
 use stead_core::error::{Code, UserError};
 use stead_core::event::Events;
@@ -66,6 +66,7 @@ struct Shared {
     images: ImageStore,
     traffic: Arc<dyn Traffic>,
     events: Arc<dyn Events>,
+    secrets: Arc<dyn Secrets>,
     hints: broadcast::Sender<AppKey>,
     pulls: pulls::Pulls,
     intents: intent::Intents,
@@ -88,6 +89,7 @@ impl NodeEngine {
         config: NodeConfig,
         traffic: Arc<dyn Traffic>,
         events: Arc<dyn Events>,
+        secrets: Arc<dyn Secrets>,
     ) -> Result<Self, UserError> {
         let intents = folders(&config).map_err(|error| {
             UserError::new(
@@ -112,6 +114,7 @@ impl NodeEngine {
             images,
             traffic,
             events,
+            secrets,
             hints: broadcast::channel(1024).0,
             pulls: pulls::Pulls::default(),
             intents,

@@ -10,6 +10,7 @@ use stead_core::fleet::{Exit, Part, ReleaseSpec, Revision, Slot};
 use stead_core::ids::{ContainerId, Ordinal};
 use stead_core::manifest::{self, AbsPath, EnvName, FileSource, Health, StopSignal};
 use stead_core::name::AppKey;
+use stead_core::secret::Secret;
 use stead_core::time::Time;
 
 use super::Shared;
@@ -288,6 +289,18 @@ fn env(asked: &Asked<'_>, config: &ImageConfig, port: Option<u16>) -> Vec<(Strin
     env.into_iter().collect()
 }
 
+/// The values of the secrets that a part gets, by the variable that each becomes.
+fn secrets(shared: &Shared, order: &Order<'_>) -> Result<Vec<(String, Secret)>, UserError> {
+    if !order.part.is_main() {
+        return Ok(Vec::new());
+    }
+    let value = |(name, version): (&EnvName, &u32)| {
+        let value = shared.secrets.value(order.app, name, *version)?;
+        Ok((name.as_str().to_owned(), value))
+    };
+    order.release.secrets.iter().map(value).collect()
+}
+
 /// What a Container is asked for.
 pub(super) fn container(
     shared: &Shared,
@@ -316,13 +329,17 @@ pub(super) fn container(
         "" => "/",
         dir => dir,
     });
+    let secrets = secrets(shared, &order)?;
+    let mut env = env(&asked, &image.config, labels.port);
+    env.retain(|(name, _)| secrets.iter().all(|(secret, _)| secret != name));
     Ok(ContainerSpec {
         id: id.0.clone(),
         labels: labels.write(),
         slot,
         layers: image.layers.clone(),
         argv: argv(&asked, &image.config)?,
-        env: env(&asked, &image.config, labels.port),
+        env,
+        secrets,
         cwd: cwd.to_owned(),
         uid: user.uid,
         gid: user.gid,

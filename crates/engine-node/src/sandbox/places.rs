@@ -11,7 +11,6 @@ use stead_holder::wire;
 
 use super::held::Sandbox;
 use super::host::Means;
-use super::spec::joined;
 use super::{ContainerSpec, SandboxError, identity, launch};
 use crate::cgroup::Group;
 
@@ -148,7 +147,7 @@ impl Places {
             mounts,
             process: wire::Process {
                 argv: spec.argv.clone(),
-                env: joined(&spec.env),
+                env: spec.environment(),
                 cwd: spec.cwd.clone(),
                 uid: spec.uid,
                 gid: spec.gid,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use stead_core::fleet::Slot;
+use stead_core::secret::Secret;
 use stead_core::time::Time;
 use stead_holder::wire;
 
@@ -45,6 +46,8 @@ pub struct ContainerSpec {
     pub argv: Vec<String>,
     /// Environment.
     pub env: Vec<(String, String)>,
+    /// Further variables, whose values show nowhere.
+    pub secrets: Vec<(String, Secret)>,
     /// Working folder; made when missing. Empty is `/`.
     pub cwd: String,
     /// User id inside.
@@ -249,10 +252,21 @@ impl ContainerSpec {
                 return bad(format!("user or group {id} is too high: at most 65535"));
             }
         }
-        match self.env.iter().find(|(name, _)| name.is_empty() || name.contains('=')) {
-            Some((name, _)) => bad(format!("{name:?} is no name of a variable")),
+        let names = self.env.iter().map(|(name, _)| name);
+        let mut names = names.chain(self.secrets.iter().map(|(name, _)| name));
+        match names.find(|name| name.is_empty() || name.contains('=')) {
+            Some(name) => bad(format!("{name:?} is no name of a variable")),
             None => Ok(()),
         }
+    }
+}
+
+impl ContainerSpec {
+    /// All variables, as the kernel wants them. With the values: not to be kept or shown.
+    pub(crate) fn environment(&self) -> Vec<String> {
+        let secret = |(name, value): &(String, Secret)| format!("{name}={}", value.expose());
+        let secrets = self.secrets.iter().map(secret);
+        joined(&self.env).into_iter().chain(secrets).collect()
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use stead_core::engine::{Backend, Drained, Engine, Traffic};
+use stead_core::engine::{Backend, Drained, Engine, NoSecrets, Traffic};
 use stead_core::event::{Event, Fact, PhaseName};
 use stead_core::fleet::{
     ContainerSeen, ContainerState, Fleet, FleetSeen, Health, InstanceSeen, Lineup, ReleaseSpec,
@@ -70,13 +70,13 @@ impl Node {
     pub async fn new(letter: char) -> Self {
         let dir = tempfile::Builder::new().prefix("stead-life-").tempdir().unwrap();
         let (data_dir, run_dir) = (dir.path().join("data"), dir.path().join("run"));
-        let pid = (std::process::id() % 251) as u8;
+        let pid = (std::process::id() % 9) as u8;
         let config = NodeConfig {
             host: HostConfig {
                 run_dir: run_dir.clone(),
                 data_dir: data_dir.clone(),
                 name: format!("{letter}{}", std::process::id() % 1_000_000),
-                subnet: Ipv4Addr::new(10, 20 + (letter as u8 - b'a') * 12 + pid % 12, 0, 0),
+                subnet: Ipv4Addr::new(10, 20 + (letter as u8 - b'a') * 9 + pid, 0, 0),
                 pool: 0,
                 ..HostConfig::default()
             },
@@ -98,7 +98,8 @@ impl Node {
         let begun = Instant::now();
         while self.engine.is_none() {
             let (gateway, witness) = (self.gateway.clone(), self.witness.clone());
-            match NodeEngine::open(self.config.clone(), gateway, witness).await {
+            match NodeEngine::open(self.config.clone(), gateway, witness, Arc::new(NoSecrets)).await
+            {
                 Ok(engine) => self.engine = Some(engine),
                 Err(error) if error.message.contains("another") => {
                     assert!(begun.elapsed() < PATIENCE, "{error}");

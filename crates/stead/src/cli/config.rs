@@ -1,11 +1,10 @@
-//! `stead env …` and `stead secrets …`.
+//! `stead env …`.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use stead_core::api::{Accepted, EnvRequest, EnvView};
-use stead_core::error::{Code, UserError};
 use stead_core::manifest::EnvName;
 use stead_core::name::AppName;
 
@@ -89,37 +88,4 @@ async fn list(context: &Context, app: &AppName) -> Result<()> {
         }
         table.finish()
     })
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum SecretsCommand {
-    /// Set secrets
-    Set(SecretsArgs),
-    /// Remove secrets
-    Unset(SecretsArgs),
-    /// List names of secrets
-    #[command(visible_alias = "ls")]
-    List(OfApp),
-}
-
-#[derive(Debug, Args)]
-pub(super) struct SecretsArgs {
-    /// The App
-    app: AppName,
-    /// Their names
-    names: Vec<String>,
-}
-
-/// The grammar stands, so that scripts get an error that says what is the matter.
-pub(super) fn secrets(command: SecretsCommand) -> Result<()> {
-    let app = match command {
-        SecretsCommand::Set(args) | SecretsCommand::Unset(args) => args.app,
-        SecretsCommand::List(args) => args.app,
-    };
-    Err(UserError::new(
-        Code::NotBuilt,
-        format!("secrets of app {app}: this is not built yet"),
-        "until then use `stead env`, or a file on a volume",
-    )
-    .into())
 }

@@ -12,6 +12,7 @@ mod namespace;
 mod plan;
 mod platform;
 mod rollout_flags;
+mod secrets;
 mod story;
 mod stream;
 mod token;
@@ -101,7 +102,7 @@ enum Command {
     Env(config::EnvCommand),
     /// Secrets of an App
     #[command(subcommand)]
-    Secrets(config::SecretsCommand),
+    Secrets(secrets::SecretsCommand),
     /// Run a command inside an Instance
     Exec(enter::ExecArgs),
     /// Forward a local port to an Instance
@@ -234,7 +235,7 @@ async fn ask(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Start(args) => change::start(context, &args.app).await,
         Command::Delete(args) => change::delete(context, &args).await,
         Command::Env(command) => config::env(context, command).await,
-        Command::Secrets(command) => config::secrets(command),
+        Command::Secrets(command) => secrets::run(context, command).await,
         Command::Exec(args) => enter::exec(context, args).await,
         Command::PortForward(args) => enter::port_forward(context, &args).await,
         Command::Image(command) => image::run(context, command).await,

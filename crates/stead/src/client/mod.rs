@@ -82,6 +82,20 @@ impl Client {
         self.json(Method::PATCH, path, whole(body)?).await
     }
 
+    /// Puts `body` at `path` and reads the answer.
+    pub(crate) async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T> {
+        self.json(Method::PUT, path, whole(body)?).await
+    }
+
+    /// Removes what is at `path` and reads the answer.
+    pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.json(Method::DELETE, path, empty()).await
+    }
+
     /// Sends a request without a body whose answer carries nothing of use.
     pub(crate) async fn act(&self, method: Method, path: &str) -> Result<()> {
         let answer = self.send(method, path, empty()).await?;
