@@ -1,13 +1,16 @@
 //! What must hold in every state of the world. Used by property tests, by the simulator
 //! after each step, and by `serve` as an alarm in production.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
+use crate::app::App;
 use crate::fleet::{
     ContainerSeen, ContainerState, Fallback, Fleet, FleetSeen, Health, Part, Plan, ReleaseSpec,
     Slot, Step, TrafficState,
 };
-use crate::ids::Ordinal;
+use crate::ids::{Ordinal, ReleaseNo};
+use crate::rollout::Wanted;
 
 /// A broken invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +39,16 @@ pub fn check_plan(fleet: &Fleet, seen: &FleetSeen, plan: &Plan) -> Vec<Violation
     }
     floor(fleet, seen, plan, &mut found);
     for step in &plan.steps {
+        if let Some(ordinal) = step.ordinal() {
+            if let Step::CreateSandbox { .. } | Step::Prepare { .. } = step
+                && fleet.wanted(ordinal).is_none()
+            {
+                found.push(broken("there are no more Instances than wanted and surge", step));
+            }
+            if fleet.paused && begins_change(fleet, seen, ordinal, step) {
+                found.push(broken("a paused Rollout begins nothing", step));
+            }
+        }
         match step {
             Step::Stop { ordinal, container, .. } => {
                 let open = container_of(seen, *ordinal, container.as_str())
@@ -76,13 +89,18 @@ pub fn check_plan(fleet: &Fleet, seen: &FleetSeen, plan: &Plan) -> Vec<Violation
                     found.push(broken("only a main container without requests is frozen", step));
                 }
             }
+            Step::Discard { ordinal, container } => {
+                let open = container_of(seen, *ordinal, container.as_str())
+                    .is_some_and(|c| c.exists() || c.traffic != TrafficState::Detached);
+                if open {
+                    found.push(broken("nothing is discarded that may get requests", step));
+                }
+            }
             Step::RemoveSandbox { ordinal } => {
-                let alive = seen
-                    .instances
-                    .get(ordinal)
-                    .is_some_and(|i| i.containers.iter().any(|c| c.exists()));
-                if alive {
-                    found.push(broken("no Sandbox is removed under a running Container", step));
+                let used = |c: &ContainerSeen| c.exists() || c.traffic != TrafficState::Detached;
+                let instance = seen.instances.get(ordinal);
+                if instance.is_some_and(|i| i.containers.iter().any(used)) {
+                    found.push(broken("no Sandbox is removed under a Container in use", step));
                 }
             }
             Step::Pull { .. }
@@ -90,9 +108,49 @@ pub fn check_plan(fleet: &Fleet, seen: &FleetSeen, plan: &Plan) -> Vec<Violation
             | Step::Prepare { .. }
             | Step::Update { .. }
             | Step::Hook { .. }
-            | Step::Detach { .. }
-            | Step::Discard { .. } => {}
+            | Step::Detach { .. } => {}
         }
+    }
+    found
+}
+
+/// Whether a step begins to change an Instance that serves well, and of which nothing new is
+/// there yet.
+fn begins_change(fleet: &Fleet, seen: &FleetSeen, ordinal: Ordinal, step: &Step) -> bool {
+    let Some(revision) = fleet.wanted(ordinal) else { return false };
+    let Some(instance) = seen.instances.get(&ordinal) else {
+        return fleet.surplus().any(|surplus| surplus == ordinal);
+    };
+    let untouched = instance.serving().is_some_and(|c| c.revision != revision)
+        && instance.mains().all(|c| c.revision != revision || c.is_frozen());
+    let serves = step.container().is_some_and(|id| instance.serving().is_some_and(|c| c.id == *id));
+    untouched
+        && match step {
+            Step::Prepare { part: Part::Main, .. } | Step::Thaw { .. } => true,
+            Step::Update { .. } | Step::Detach { .. } | Step::Hook { .. } => serves,
+            _ => false,
+        }
+}
+
+/// Checks what an App's intent was made into.
+pub fn check_wanted(app: &App, wanted: &Wanted) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let fleet = &wanted.fleet;
+    let runs: BTreeSet<ReleaseNo> =
+        fleet.ordinals().filter_map(|ordinal| Some(fleet.wanted(ordinal)?.release)).collect();
+    if let Some(missing) = runs.iter().find(|release| !fleet.releases.contains_key(release)) {
+        found.push(broken("an engine knows every Release that it shall run", missing));
+    }
+    let splits = wanted.routing.iter().map(|routing| &routing.split);
+    for weight in splits.clone().flat_map(|split| &split.weights) {
+        if !fleet.releases.contains_key(&weight.release) {
+            found.push(broken("weights name Releases that an engine knows", weight.release));
+        }
+    }
+    // A gateway falls back where a Release has no Backend, but not where nothing is weighed.
+    let split = splits.filter(|split| !split.weights.is_empty());
+    if split.into_iter().any(|split| split.weights.iter().all(|weight| weight.weight == 0)) {
+        found.push(broken("some Release has a weight", &app.key));
     }
     found
 }

@@ -92,6 +92,9 @@ fn retire(
     // Sidecars serve the App until it has ended.
     let mains_first = instance.mains().any(ContainerSeen::exists);
     let mut ended = true;
+    for container in instance.containers.iter().filter(|c| !c.exists()) {
+        ended &= unrouted(ordinal, container, plan);
+    }
     for container in instance.containers.iter().filter(|c| c.exists()) {
         ended = false;
         if mains_first && !container.part.is_main() {
@@ -114,6 +117,16 @@ fn retire(
     if ended {
         plan.add(Step::RemoveSandbox { ordinal });
     }
+}
+
+/// Whether no gateway can send requests any more to a Container that does not run; else that
+/// is seen to. Whatever was its end: an engine that was busy with it may have missed it.
+fn unrouted(ordinal: Ordinal, container: &ContainerSeen, plan: &mut Plan) -> bool {
+    if container.traffic == TrafficState::Attached {
+        let (container, drain) = (container.id.clone(), Micros(0));
+        plan.add(Step::Detach { ordinal, container, drain });
+    }
+    container.traffic == TrafficState::Detached
 }
 
 /// What becomes of a Container that gets no requests any more.
@@ -238,6 +251,7 @@ impl<'a> Instance<'a> {
                 ContainerState::Exited(exit)
                     if container.revision == self.revision && self.stays_ended(exit) =>
                 {
+                    unrouted(self.ordinal, container, plan);
                     return None;
                 }
                 ContainerState::Exited(_) => self.discard(container, plan),
@@ -456,8 +470,10 @@ impl<'a> Instance<'a> {
     fn sidecar(&self, part: &Part, budget: &mut Budget, plan: &mut Plan) -> bool {
         let Some(Sorted { new, old, .. }) = self.sort(part, plan) else { return true };
         let Some(new) = new else {
-            // Beside others of the Fleet it is a change like any other.
-            let begin = old.is_empty() || (!self.fleet.paused && budget.begin());
+            // Where the App serves it is a change like any other; else the App waits for it.
+            let begin = old.is_empty()
+                || self.seen.serving().is_none()
+                || (!self.fleet.paused && budget.begin());
             if begin && self.present_of(part) && self.rested(part, plan) {
                 let (ordinal, part, revision) = (self.ordinal, part.clone(), self.revision);
                 plan.add(Step::Prepare { ordinal, part, revision, slot: Slot::A });
@@ -533,8 +549,10 @@ impl<'a> Instance<'a> {
     }
 
     fn discard(&self, container: &ContainerSeen, plan: &mut Plan) {
-        let container = container.id.clone();
-        plan.add(Step::Discard { ordinal: self.ordinal, container });
+        if unrouted(self.ordinal, container, plan) {
+            let container = container.id.clone();
+            plan.add(Step::Discard { ordinal: self.ordinal, container });
+        }
     }
 
     fn pressed(&self) -> bool {

@@ -64,7 +64,7 @@ pub fn wanted(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Wanted 
         heading,
         // While a batch changes, and not while it is waited for a gate.
         surge: match progressing.map(|rollout| &rollout.phase) {
-            Some(Phase::Progressing { gate: None, .. }) if base.is_some() => {
+            Some(Phase::Progressing { gate: None, .. }) if base.is_some() && size > 0 => {
                 rules.map_or(0, |rules| rules.max_surge.of_rounded_up(size))
             }
             _ => 0,
@@ -134,8 +134,11 @@ fn weights(rollout: &Rollout, ordinals: &[Ordinal], share: u32) -> Vec<Weight> {
             *others.entry(release).or_default() += 1;
         }
     }
+    if others.is_empty() {
+        return Vec::new();
+    }
     // In shares that divide without a rest.
-    let parts = others.values().sum::<u32>().max(1);
+    let parts = others.values().sum::<u32>();
     let mut weights = vec![Weight { release: to, weight: share * parts }];
     weights.extend(
         others.into_iter().map(|(release, n)| Weight { release, weight: (100 - share) * n }),

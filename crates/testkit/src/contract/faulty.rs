@@ -65,6 +65,16 @@ pub enum Defect {
     ForgetsTraffic,
     /// After a restart it waits to be asked.
     WaitsToBeAsked,
+    /// It stops the old one first where the new one could start beside it.
+    NeverHandsOver,
+    /// It lets two write to one volume.
+    SharesVolumes,
+    /// It keeps no Container frozen.
+    NeverFreezes,
+    /// It restarts for what needs no restart.
+    RestartsForLimits,
+    /// It restarts the App with its sidecar.
+    RestartsWithSidecar,
 }
 
 impl Defect {
@@ -90,6 +100,12 @@ impl Defect {
         (Defect::ForgetsTooMuch, "what_is_forgotten_is_gone"),
         (Defect::ForgetsTraffic, "a_restart_amid_an_upgrade_still_drains"),
         (Defect::WaitsToBeAsked, "a_restarted_engine_goes_on_unasked"),
+        (Defect::NeverHandsOver, "a_handover_leaves_no_gap"),
+        (Defect::NeverHandsOver, "the_old_one_serves_until_the_new_one_is_ready"),
+        (Defect::SharesVolumes, "an_exclusive_volume_never_has_two_writers"),
+        (Defect::NeverFreezes, "a_thaw_brings_the_same_container_back"),
+        (Defect::RestartsForLimits, "an_update_keeps_the_container"),
+        (Defect::RestartsWithSidecar, "a_sidecar_changes_alone"),
     ];
 }
 
@@ -141,6 +157,18 @@ impl FaultyEngine {
                 let run = |fleet: &Fleet| fleet.lineup.as_ref().map_or(0, |lineup| lineup.base.run);
                 if before.as_ref().is_some_and(|before| run(before) > run(&fleet)) {
                     return None;
+                }
+            }
+            Defect::NeverHandsOver => with_strategy(&mut fleet, Strategy::InPlace),
+            Defect::SharesVolumes => with(&mut fleet, |settings| {
+                settings.volumes.iter_mut().for_each(|volume| volume.shared = true);
+            }),
+            Defect::NeverFreezes => with(&mut fleet, |settings| {
+                settings.rollout.keep_previous = Some(stead_core::manifest::Span::ZERO);
+            }),
+            Defect::RestartsForLimits | Defect::RestartsWithSidecar => {
+                if let Some(lineup) = &mut fleet.lineup {
+                    lineup.base.since = lineup.base.run;
                 }
             }
             Defect::TakesAllOut => with(&mut fleet, |settings| {

@@ -559,7 +559,9 @@ impl World {
             return Some(format!("connections to instance {ordinal} go to the wrong slot"));
         }
         let active = stored.app.active()?;
-        let may_go_on = stored.app.stopped || (!target_works && active.failure().is_some());
+        // Without Instances nothing can be learnt of a Release.
+        let idle = fleet.instances == 0;
+        let may_go_on = idle || (!target_works && active.failure().is_some());
         (!may_go_on).then(|| format!("the rollout is {}", active.phase.name()))
     }
 
