@@ -313,3 +313,31 @@ async fn limits_and_probes_change_without_a_restart() {
     assert!(trouble.was_ready && trouble.revision.run == 3, "{trouble:?}");
     node.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_that_cannot_be_set_is_told_and_what_runs_goes_on() {
+    let node = Node::new('n').await;
+    let large = json!({"env": {"ALLOCATE_MB": "32"}});
+    let small = json!({"resources": {"memory": "16Mi"}});
+    let with = |change: serde_json::Value| {
+        let large = large.clone();
+        move |settings: &mut Manifest| {
+            patient(settings);
+            patch(settings, large);
+            patch(settings, change);
+        }
+    };
+    let releases =
+        [(1, node.release("1", with(json!({}))).await), (2, node.release("1", with(small)).await)];
+    node.apply(&towards(&node.app, 1, (1, 1), &releases)).await;
+    let first = node.until("it serves", serves_run(1)).await;
+    let who = Line::open(raw(&first), None).ask();
+    node.apply(&towards(&node.app, 2, (2, 2), &releases)).await;
+    let refused = |i: &InstanceSeen| i.trouble.as_ref().is_some_and(|t| t.count >= 2);
+    let now = node.until("it is refused again and again", refused).await;
+    let trouble = now.trouble.as_ref().unwrap();
+    assert_eq!((trouble.revision.run, trouble.was_ready), (2, false));
+    assert!(serves_run(1)(&now) && now.crashes == 0);
+    assert_eq!(Line::open(raw(&now), None).ask(), who);
+    node.end().await;
+}

@@ -70,13 +70,13 @@ impl Node {
     pub async fn new(letter: char) -> Self {
         let dir = tempfile::Builder::new().prefix("stead-life-").tempdir().unwrap();
         let (data_dir, run_dir) = (dir.path().join("data"), dir.path().join("run"));
-        let pid = (std::process::id() % 9) as u8;
+        let pid = (std::process::id() % 4) as u8;
         let config = NodeConfig {
             host: HostConfig {
                 run_dir: run_dir.clone(),
                 data_dir: data_dir.clone(),
                 name: format!("{letter}{}", std::process::id() % 1_000_000),
-                subnet: Ipv4Addr::new(10, 20 + (letter as u8 - b'a') * 9 + pid, 0, 0),
+                subnet: Ipv4Addr::new(10, 20 + (letter as u8 - b'a') * 4 + pid, 0, 0),
                 pool: 0,
                 ..HostConfig::default()
             },
