@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use stead_testkit::load::{Mix, Plan};
+use stead_testkit::load::Mix;
 
+use crate::load::Load;
 use crate::platform::{Platform, eventually, image};
 
 /// Moments at which `serve` is killed, counted from the start of a deploy.
@@ -15,15 +16,7 @@ fn serve_killed_within_deploys_loses_nothing_and_converges() {
     let images = [image("trivial", "1"), image("trivial", "2")];
     platform.stead(&["deploy", &images[0], "--app", "web"]).expect(0);
     let ip = platform.ip("web", 0);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let plan = Plan::new(platform.http, "web.default.localhost")
-        .mix(Mix::SIXTEEN)
-        .duration(Duration::from_secs(600));
-    let load = runtime.block_on(async { plan.start() });
+    let load = Load::start(&platform, Mix::SIXTEEN);
     for round in 0..KILLS {
         let wanted = usize::try_from(round % 2 + 1).unwrap() % 2;
         let mut deploy = platform
@@ -48,7 +41,7 @@ fn serve_killed_within_deploys_loses_nothing_and_converges() {
         assert!(version == "1" || version == "2", "round {round}: version {version:?}");
         assert_eq!(platform.ip("web", 0), ip, "round {round}");
     }
-    let report = runtime.block_on(load.stop());
+    let report = load.stop();
     report.assert_lossless(500);
 }
 

@@ -3,34 +3,38 @@
 use crate::platform::{Platform, eventually, image};
 
 #[test]
-fn nginx_is_upgraded_in_place_rolled_back_and_restarted() {
+fn nginx_is_upgraded_rolled_back_and_restarted() {
+    changed("in-place", &["prepare", "drain", "stop", "start", "ready", "attach"]);
+    changed("handover", &["prepare", "start", "ready", "flip", "attach", "drain", "freeze"]);
+}
+
+fn changed(strategy: &str, expected: &[&str]) {
     let platform = Platform::start();
-    platform.stead(&["deploy", &image("nginx", "1"), "--app", "web"]).expect(0);
+    let deploy = |version: &str| {
+        let image = image("nginx", version);
+        platform.stead(&["deploy", &image, "--app", "web", "--strategy", strategy]).expect(0);
+    };
+    deploy("1");
     assert_eq!(platform.version("web"), "1");
     let ip = platform.ip("web", 0);
 
-    platform.stead(&["deploy", &image("nginx", "2"), "--app", "web"]).expect(0);
+    deploy("2");
     assert_eq!(platform.version("web"), "2");
     assert_eq!(platform.ip("web", 0), ip, "the upgrade was in place");
+
+    let waterfall = platform.json(&["waterfall", "web"]);
+    let bars = waterfall["bars"].as_array().expect("a list").iter();
+    let phases: Vec<&str> = bars.map(|bar| bar["phase"].as_str().expect("a name")).collect();
+    for phase in expected {
+        assert!(phases.contains(phase), "{phase} is missing in {phases:?}");
+    }
 
     platform.stead(&["rollback", "web"]).expect(0);
     assert_eq!(platform.version("web"), "1");
     platform.stead(&["restart", "web"]).expect(0);
     assert_eq!(platform.version("web"), "1");
     assert_eq!(platform.ip("web", 0), ip);
-
-    let releases = platform.json(&["releases", "web"]);
-    assert_eq!(releases.as_array().unwrap().len(), 2);
-    let waterfall = platform.json(&["waterfall", "web"]);
-    let phases: Vec<&str> = waterfall["bars"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|bar| bar["phase"].as_str().unwrap())
-        .collect();
-    for phase in ["prepare", "drain", "stop", "start", "ready", "attach"] {
-        assert!(phases.contains(&phase), "{phase} is missing in {phases:?}");
-    }
+    assert_eq!(platform.json(&["releases", "web"]).as_array().expect("a list").len(), 2);
 }
 
 #[test]

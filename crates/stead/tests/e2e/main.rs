@@ -5,6 +5,11 @@
 
 mod crash;
 mod deploy;
+mod handover;
+mod judged;
+mod load;
 mod platform;
 mod refuse;
+mod settings;
 mod soak;
+mod steps;

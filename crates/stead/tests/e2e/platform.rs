@@ -177,6 +177,90 @@ impl Platform {
         self.stead(&args).expect(0).json()
     }
 
+    /// Writes a manifest: App, image, what else it says (YAML). Gives its path.
+    pub(crate) fn manifest(&self, app: &str, image: &str, rest: &str) -> String {
+        let file = self.dir.path().join(format!("{app}.yaml"));
+        let health = "health: {startup: {http: /healthz}, readiness: {http: /healthz}}";
+        let health = if rest.contains("health:") { "" } else { health };
+        let text = format!("app: {app}\nsource: {image}\n{health}\n{rest}\n");
+        std::fs::write(&file, text).expect("the folder is ours");
+        file.display().to_string()
+    }
+
+    /// Deploys what a manifest says: App, image, what else (YAML).
+    pub(crate) fn deploy(&self, app: &str, image: &str, rest: &str) -> Ran {
+        self.stead(&["deploy", "-f", &self.manifest(app, image, rest)])
+    }
+
+    /// The same, without waiting for its end.
+    #[track_caller]
+    pub(crate) fn begin(&self, app: &str, image: &str, rest: &str) {
+        let file = self.manifest(app, image, rest);
+        self.stead(&["deploy", "-f", &file, "--no-wait"]).expect(0);
+    }
+
+    /// Asks the API; `None` while nobody answers.
+    pub(crate) fn ask(&self, path: &str) -> Option<Value> {
+        self.api().ask(path)
+    }
+
+    /// The API, for another thread.
+    pub(crate) fn api(&self) -> Api {
+        Api { socket: self.run_dir().join("stead.sock") }
+    }
+
+    /// How an App is, by the API; `None` while nobody answers.
+    pub(crate) fn app(&self, app: &str) -> Option<Value> {
+        self.ask(&format!("/namespaces/default/apps/{app}"))
+    }
+
+    /// Waits until the App's Rollout is in this phase.
+    #[track_caller]
+    pub(crate) fn phase(&self, app: &str, phase: &str) -> Value {
+        let mut last = Value::Null;
+        let deadline = Instant::now() + 2 * SOON;
+        loop {
+            if let Some(view) = self.app(app) {
+                last = view["rollout"].clone();
+                if last["phase"] == phase {
+                    return last;
+                }
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{app} is not {phase}: {last:#}\n{}\n{}",
+                self.stead(&["rollout", "status", app]).stdout,
+                self.stead(&["ledger", app]).stdout,
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until the App's Rollout waits for a person behind this batch, counted from 0.
+    #[track_caller]
+    pub(crate) fn gate(&self, app: &str, batch: u64) {
+        eventually(&format!("{app} waits behind batch {batch}"), || {
+            let rollout = self.app(app)?["rollout"].clone();
+            (rollout["batch"] == batch && rollout["gate"].is_object()).then_some(())
+        });
+    }
+
+    /// A page of the sample service that answers with 200: which process it was (by the time of
+    /// its start), and the body.
+    #[track_caller]
+    pub(crate) fn page(&self, app: &str, path: &str) -> (String, String) {
+        let host = format!("{app}.default.localhost");
+        let (head, body) = fetch(self.http, &host, path, "").expect("the gateway answers");
+        assert!(head.starts_with("HTTP/1.1 200"), "{path}: {head}\n{body}");
+        (header(&head, "x-started"), body)
+    }
+
+    /// The process that answers now.
+    #[track_caller]
+    pub(crate) fn process(&self, app: &str) -> String {
+        self.page(app, "/").0
+    }
+
     /// One GET through the gateway: status, version header, body.
     pub(crate) fn get(&self, app: &str, path: &str) -> std::io::Result<(u16, String, String)> {
         get(self.http, &format!("{app}.default.localhost"), path)
@@ -227,6 +311,27 @@ impl Platform {
     }
 }
 
+/// Where the API is.
+pub(crate) struct Api {
+    socket: PathBuf,
+}
+
+impl Api {
+    /// What it says at this path; `None` while nobody answers.
+    pub(crate) fn ask(&self, path: &str) -> Option<Value> {
+        use std::io::{Read, Write};
+        let mut stream = std::os::unix::net::UnixStream::connect(&self.socket).ok()?;
+        stream.set_read_timeout(Some(SOON)).ok()?;
+        // HTTP/1.0: an answer in one piece, without chunks.
+        write!(stream, "GET /api/v1{path} HTTP/1.0\r\nHost: stead\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.split(' ').nth(1).filter(|status| status.starts_with('2'))?;
+        serde_json::from_str(body).ok()
+    }
+}
+
 impl Drop for Platform {
     fn drop(&mut self) {
         let down = self.stead(&["down", "--all"]);
@@ -257,7 +362,9 @@ fn show_logs(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        let from = lines.len().saturating_sub(60);
+        // The access log has a line for each request.
+        let shown = if entry.file_name() == "access.log" { 5 } else { 60 };
+        let from = lines.len().saturating_sub(shown);
         eprintln!("--- {}\n{}", entry.path().display(), lines[from..].join("\n"));
     }
 }
@@ -287,21 +394,35 @@ pub(crate) fn get(
     host: &str,
     path: &str,
 ) -> std::io::Result<(u16, String, String)> {
+    let (head, body) = fetch(addr, host, path, "")?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    Ok((status, header(&head, "x-version"), body))
+}
+
+/// One GET on a connection of its own, with more header lines: head and body of the answer.
+pub(crate) fn fetch(
+    addr: SocketAddr,
+    host: &str,
+    path: &str,
+    lines: &str,
+) -> std::io::Result<(String, String)> {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect_timeout(&addr, SOON)?;
     stream.set_read_timeout(Some(SOON))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\n{lines}Connection: close\r\n\r\n")?;
     let mut text = Vec::new();
     stream.read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-    let version = head
-        .lines()
+    Ok((head.to_owned(), body.to_owned()))
+}
+
+/// The value of a header; empty when it is not there.
+pub(crate) fn header(head: &str, wanted: &str) -> String {
+    head.lines()
         .filter_map(|line| line.split_once(": "))
-        .find(|(name, _)| name.eq_ignore_ascii_case("x-version"))
-        .map_or(String::new(), |(_, value)| value.to_owned());
-    Ok((status, version, body.to_owned()))
+        .find(|(name, _)| name.eq_ignore_ascii_case(wanted))
+        .map_or(String::new(), |(_, value)| value.to_owned())
 }
 
 /// Waits for something to become true.

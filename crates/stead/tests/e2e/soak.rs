@@ -1,65 +1,12 @@
 //! Zero failed requests, whatever happens: under a load that notices every failure.
 
-use std::time::Duration;
+use stead_testkit::load::Mix;
 
-use stead_testkit::load::{Mix, Plan, Report, Running};
-
+use crate::load::{Load, ledgers_are_clean};
 use crate::platform::{Platform, eventually, image};
 
 /// Enough requests that a lost one would have been seen.
 const ENOUGH: u64 = 500;
-
-struct Load {
-    runtime: tokio::runtime::Runtime,
-    running: Running,
-}
-
-impl Load {
-    fn start(platform: &Platform, mix: Mix) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        let plan = Plan::new(platform.http, "web.default.localhost")
-            .mix(mix)
-            .duration(Duration::from_secs(180));
-        let running = runtime.block_on(async { plan.start() });
-        Self { runtime, running }
-    }
-
-    /// Lets the load see the present state for a while.
-    #[track_caller]
-    fn more(&self, count: u64) {
-        let more = async {
-            tokio::time::timeout(Duration::from_secs(60), self.running.more_ok(count)).await
-        };
-        let came = self.runtime.block_on(more);
-        assert_eq!(came, Ok(true), "{} of {} failed", self.running.failed(), self.running.sent());
-    }
-
-    fn stop(self) -> Report {
-        self.runtime.block_on(self.running.stop())
-    }
-}
-
-/// At least this many requests are in the ledgers, none is open and none failed. The load
-/// counts each echo on a WebSocket, the gateway each connection.
-#[track_caller]
-fn ledgers_are_clean(platform: &Platform, least: u64) {
-    // Gateways report once a second.
-    let ledgers = eventually("every request is in a ledger", || {
-        let ledgers = platform.json(&["ledger", "web"]);
-        let sum = |field: &str| -> u64 {
-            ledgers.as_array().into_iter().flatten().filter_map(|l| l[field].as_u64()).sum()
-        };
-        (sum("received") >= least && sum("in_flight") == 0).then_some(ledgers)
-    });
-    for ledger in ledgers.as_array().expect("a list") {
-        let failed = ledger["failed"].as_object().expect("by reason");
-        assert!(failed.values().all(|n| n == 0), "{ledger}");
-    }
-}
 
 fn change_under_load(name: &str, first: &str, second: &str, mix: Mix) {
     let platform = Platform::start();
@@ -77,7 +24,7 @@ fn change_under_load(name: &str, first: &str, second: &str, mix: Mix) {
     report.assert_lossless(ENOUGH);
     assert!(report.of_version(first) > 0 && report.of_version(second) > 0, "{report:?}");
     assert_eq!(platform.ip("web", 0), ip);
-    ledgers_are_clean(&platform, ENOUGH / 2);
+    ledgers_are_clean(&platform, "web", ENOUGH / 2);
 }
 
 #[test]
@@ -91,7 +38,7 @@ fn the_sample_service_with_streams_loses_nothing() {
 }
 
 #[test]
-fn an_app_that_starts_slowly_has_its_requests_parked() {
+fn an_app_that_starts_slowly_has_its_requests_parked_in_place() {
     let platform = Platform::start();
     let slow = |version: &str| {
         vec![
@@ -101,6 +48,8 @@ fn an_app_that_starts_slowly_has_its_requests_parked() {
             "web".into(),
             "--env".into(),
             "START_DELAY_MS=2000".into(),
+            "--strategy".into(),
+            "in-place".into(),
         ]
     };
     platform.stead(&slow("1")).expect(0);
@@ -112,11 +61,8 @@ fn an_app_that_starts_slowly_has_its_requests_parked() {
     load.more(200);
     let report = load.stop();
     report.assert_lossless(ENOUGH);
-    ledgers_are_clean(&platform, report.sent);
-    let ledgers = platform.json(&["ledger", "web"]);
-    let parked: u64 =
-        ledgers.as_array().unwrap().iter().map(|l| l["parked"].as_u64().unwrap()).sum();
-    assert!(parked > 0, "with one instance down, requests must have waited: {ledgers}");
+    let parked = ledgers_are_clean(&platform, "web", report.sent);
+    assert!(parked > 0, "with one instance down, requests must have waited");
 }
 
 #[test]
@@ -140,7 +86,7 @@ fn three_instances_scale_and_change_without_a_loss() {
     load.more(100);
     let report = load.stop();
     report.assert_lossless(ENOUGH);
-    ledgers_are_clean(&platform, ENOUGH / 2);
+    ledgers_are_clean(&platform, "web", ENOUGH / 2);
 }
 
 #[test]
@@ -157,5 +103,83 @@ fn the_gateway_is_replaced_under_load() {
     assert!(now.iter().any(|pid| !before.contains(pid)), "{before:?} was not replaced: {now:?}");
     let report = load.stop();
     report.assert_lossless(ENOUGH);
-    ledgers_are_clean(&platform, ENOUGH / 2);
+    ledgers_are_clean(&platform, "web", ENOUGH / 2);
+}
+
+/// What `peer` has seen on raw TCP to `web`: sent, answered, failed; and all of it, for people.
+#[track_caller]
+fn raw(platform: &Platform) -> (u64, u64, u64, String) {
+    let (_, report) = platform.page("peer", "/tcp/report");
+    let mut numbers = report.lines().next().unwrap_or_default().split(' ');
+    let mut number = || numbers.next().and_then(|n| n.parse().ok()).expect("three numbers");
+    (number(), number(), number(), report)
+}
+
+/// HTTP/1.1, HTTP/2, WebSocket and SSE to `web`, gRPC to `rpc`, raw TCP from `peer` to `web`.
+#[test]
+fn every_protocol_passes_through_everything_that_may_happen_to_a_release() {
+    const WEB: &str = "env: {TCP_PORT: \"7000\"}";
+    const RPC: &str = "http: {port: 8080, protocol: h2c}";
+    let steps = |pause: &str| {
+        format!("{WEB}\ninstances: 2\nrollout: {{batches: 2, pause: {pause}, analysis: false}}")
+    };
+    let platform = Platform::start();
+    let version = |tag| image("trivial", tag);
+    platform.deploy("web", &version("1"), &steps("0s")).expect(0);
+    platform.deploy("rpc", &version("1"), RPC).expect(0);
+    platform.deploy("peer", &version("1"), "").expect(0);
+    let ip = platform.ip("web", 0);
+    let web = Load::start(&platform, Mix::EVERYTHING);
+    let rpc = Load::on(&platform, "rpc", Mix::RPC);
+    platform.page("peer", &format!("/tcp/load?to={ip}:7000"));
+    platform.page("peer", &format!("/tcp/load?to={ip}:7000"));
+    let some = || {
+        web.more(60);
+        rpc.more(60);
+    };
+
+    some();
+    platform.deploy("web", &version("2"), &steps("0s")).expect(0);
+    platform.deploy("rpc", &version("2"), RPC).expect(0);
+    some();
+    // Frozen ones are thawed.
+    platform.stead(&["rollback", "web"]).expect(0);
+    platform.stead(&["rollback", "rpc"]).expect(0);
+    some();
+    // Half out, and back.
+    platform.begin("web", &version("3"), &steps("manual"));
+    platform.gate("web", 0);
+    some();
+    platform.stead(&["rollout", "abort", "web"]).expect(0);
+    platform.phase("web", "undone");
+    some();
+    // The gateway is replaced while one hands over, `serve` dies while another does.
+    platform.begin("web", &version("4"), &steps("0s"));
+    platform.begin("rpc", &version("4"), RPC);
+    platform.up();
+    platform.phase("web", "watching");
+    platform.phase("rpc", "watching");
+    some();
+    platform.begin("web", &version("5"), &steps("0s"));
+    let killed = platform.kill("serve");
+    eventually("another serve", || platform.pid("serve").filter(|pid| *pid != killed));
+    eventually("the fifth is there", || {
+        let app = platform.app("web")?;
+        (app["rollout"]["phase"] == "watching" && app["release"] == 5).then_some(())
+    });
+    some();
+    platform.stead(&["restart", "web"]).expect(0);
+    some();
+
+    let (sent, _, failed, report) = raw(&platform);
+    assert_eq!(failed, 0, "{report}");
+    assert!(sent > 100, "{report}");
+    for version in ["1 ", "2 ", "5 "] {
+        assert!(report.lines().any(|line| line.starts_with(version)), "{version}: {report}");
+    }
+    assert_eq!(platform.ip("web", 0), ip);
+    web.stop().assert_lossless(400);
+    rpc.stop().assert_lossless(400);
+    ledgers_are_clean(&platform, "web", 200);
+    ledgers_are_clean(&platform, "rpc", 200);
 }
