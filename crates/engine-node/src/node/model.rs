@@ -76,6 +76,8 @@ pub(super) struct Model {
     pub(super) kept: BTreeMap<ContainerId, Kept>,
     /// The tasks that watch running Containers.
     pub(super) watches: BTreeMap<ContainerId, AbortHandle>,
+    /// Instances whose Sandbox has gone, though the act that removed it may not have ended yet.
+    left: BTreeSet<Ordinal>,
     /// For which change of an Instance people were told that it is no handover.
     told_fallbacks: BTreeMap<Ordinal, Revision>,
 }
@@ -131,8 +133,12 @@ impl Model {
 
     /// Whether nothing is there, and nothing is being made.
     pub(super) fn is_empty(&self) -> bool {
-        let pulls = |subject: &Subject| matches!(subject, Subject::Images(_));
-        self.seen.instances.is_empty() && self.busy.iter().all(pulls)
+        let makes_nothing = |subject: &Subject| match subject {
+            Subject::Images(_) => true,
+            Subject::Sandbox(ordinal) => self.left.contains(ordinal),
+            Subject::Preparation(_) | Subject::Container(..) => false,
+        };
+        self.seen.instances.is_empty() && self.busy.iter().all(makes_nothing)
     }
 
     /// What holds for as long as the act goes on: seen by the next plan at once.
@@ -145,6 +151,9 @@ impl Model {
             // No probe may miss what stands still.
             Step::Freeze { container, .. } => self.unwatch(container),
             Step::Stop { container, .. } => self.stopping(container, now),
+            Step::CreateSandbox { ordinal, .. } => {
+                self.left.remove(ordinal);
+            }
             _ => {}
         }
     }
@@ -317,6 +326,7 @@ impl Model {
 
     pub(super) fn removed(&mut self, ordinal: Ordinal) {
         self.sandboxes.remove(&ordinal);
+        self.left.insert(ordinal);
         let Some(instance) = self.seen.instances.get_mut(&ordinal) else { return };
         let containers = std::mem::take(&mut instance.containers);
         instance.sandbox = None;
@@ -457,6 +467,11 @@ mod tests {
         let mut model = Model::default();
         assert!(model.is_empty());
         assert!(model.take(&Subject::Sandbox(Ordinal(0))));
+        assert!(!model.is_empty());
+        model.removed(Ordinal(0));
+        assert!(model.is_empty(), "the act has a moment to go, but nothing is there");
+        let create = Step::CreateSandbox { ordinal: Ordinal(0), revision: ONE };
+        model.begin(&create, Time(1));
         assert!(!model.is_empty());
     }
 
