@@ -51,8 +51,7 @@ pub(crate) fn turn(
     verdict: Option<Verdict>,
 ) -> Result<Write, StoreError> {
     let stored = load(store, app, rollout.number)?;
-    let mut record =
-        stored.map_or_else(|| Record::of(rollout.clone()), |stored| stored.value);
+    let mut record = stored.map_or_else(|| Record::of(rollout.clone()), |stored| stored.value);
     note(&mut record, rollout, why, by, verdict);
     Write::set(rollout_key(app, rollout.number), &record)
 }
@@ -175,7 +174,7 @@ impl Reconciler {
                 let mut record = stored.value.clone();
                 let begun = record.rollout.started;
                 let seen = events.between(app.clone(), begun, clock::now()).await?;
-                record.bars = waterfall::bars(&record.rollout, &seen);
+                record.bars = waterfall::bars(&record, &seen);
                 record.bars.truncate(MOST_BARS);
                 record.ledger = since(&ledgers.of(&app), &record.ledger_before);
                 store.commit(vec![Write::replace(&stored, &record)?]).await

@@ -106,7 +106,7 @@ async fn the_life_of_an_app() {
     assert!(releases[0].current && !releases[1].current);
     let rollouts: Vec<Rollout> = client.get(&format!("{}/rollouts", app_path("web"))).await;
     assert_eq!(rollouts.len(), 9);
-    assert!(rollouts.iter().all(|rollout| matches!(rollout.phase, Phase::Done { .. })));
+    assert!(rollouts.iter().all(|rollout| rollout.phase.is_through()));
     let path = format!("{}/waterfall?rollout={}", app_path("web"), rollouts[7].number);
     let waterfall: Waterfall = client.get(&path).await;
     let phases: Vec<PhaseName> = waterfall.bars.iter().map(|bar| bar.phase).collect();
@@ -231,7 +231,8 @@ async fn mistakes_are_told() {
     };
     let refused = |body: Value| client.refused(Method::POST, &deploy, body);
 
-    let wrong = refused(manifest(json!({"replicas": 2, "instances": "x", "restart": "maybe"}))).await;
+    let wrong =
+        refused(manifest(json!({"replicas": 2, "instances": "x", "restart": "maybe"}))).await;
     assert_eq!(wrong.problems.len(), 3, "{:#?}", wrong.problems);
     assert_eq!(wrong.status, 422);
     let file = refused(manifest(json!({"files": {"/etc/x": "./x"}}))).await;
@@ -457,19 +458,21 @@ async fn sidecars_have_digests_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let platform = Platform::start(dir.path(), &SimMachine::new()).await;
     let client = platform.client();
-    let manifest = |tag: &str| {
-        json!({"source": "sim/ready:1", "sidecars": [{"name": "log", "source": format!("sim/ready:{tag}")}]})
-    };
+    let manifest = |tag: &str| json!({"source": "sim/ready:1", "sidecars": [{"name": "log", "source": format!("sim/ready:{tag}")}]});
     let first = client.deploy("web", manifest("2")).await;
     assert_eq!(name(&client.ended(first).await), "done");
     let releases: Vec<ReleaseView> = client.get(&format!("{}/releases", app_path("web"))).await;
     let release = &releases[0].release;
     assert!(release.sidecars["log"] != release.image);
     let missing = client
-        .refused(Method::POST, &format!("{}/deploy", app_path("web")), json!({"manifest": {
-            "app": "web", "source": "sim/ready:1",
-            "sidecars": [{"name": "log", "source": "sim/missing:1"}],
-        }}))
+        .refused(
+            Method::POST,
+            &format!("{}/deploy", app_path("web")),
+            json!({"manifest": {
+                "app": "web", "source": "sim/ready:1",
+                "sidecars": [{"name": "log", "source": "sim/missing:1"}],
+            }}),
+        )
         .await;
     assert_eq!(missing.error.code, Code::ImageNotFound);
     let mut whole = manifest("3");

@@ -248,6 +248,7 @@ mod tests {
                 by: "root".into(),
                 message: None,
             },
+            generation: Default::default(),
             why: "as planned".into(),
             stopped: false,
             instances: 1,

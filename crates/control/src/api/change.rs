@@ -120,12 +120,14 @@ impl Api {
                 decided.filter(|decision| Some(decision.app.generation) != seen)
             else {
                 let app = before.ok_or_else(|| no_app(key))?;
-                let under_way = app.active().map(|rollout| rollout.number);
+                let under_way = app.active().filter(|rollout| !rollout.phase.is_through());
+                let under_way = under_way.map(|rollout| rollout.number);
                 return Ok(Committed(accepted(&app, under_way)));
             };
             let mut writes = vec![Write::app(seen, &app)?];
             writes.extend(beside);
-            let (turns, over) = self.turns(before.as_ref(), &app, release.as_ref(), &what, caller)?;
+            let (turns, over) =
+                self.turns(before.as_ref(), &app, release.as_ref(), &what, caller)?;
             writes.extend(turns);
             match self.store.commit(writes).await {
                 Ok(()) => {

@@ -165,9 +165,8 @@ pub(super) async fn rollout(
     let snapshot = api.board.last(&app.key).filter(|snapshot| {
         snapshot.app.rollout.as_ref().is_some_and(|current| current.number == number)
     });
-    let now = snapshot.map(|snapshot| {
-        view::progress(rollout.clone(), snapshot.why.clone(), &snapshot, None)
-    });
+    let now = snapshot
+        .map(|snapshot| view::progress(rollout.clone(), snapshot.why.clone(), &snapshot, None));
     let verdict = api.figures.last_verdict(&app.key, number);
     Ok(Json(RolloutView { record: Record { rollout, ..record }, now, verdict }))
 }
@@ -206,8 +205,8 @@ pub(super) async fn waterfall(
         Some(before) => api.bars(&app.key, before).await?,
         None => Vec::new(),
     };
-    let before = before.map(|before| (&before.rollout, before_bars.as_slice()));
-    Ok(Json(waterfall::build(record.rollout.clone(), bars, before)))
+    let before = before.map(|before| (before, before_bars.as_slice()));
+    Ok(Json(waterfall::build(record, bars, before)))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -292,10 +291,9 @@ impl Api {
     /// Where a Rollout's time went: as its events say, which may go on after its end, or as its
     /// record says once those are gone.
     async fn bars(&self, app: &AppKey, record: &Record) -> Result<Vec<Bar>, Problem> {
-        let rollout = &record.rollout;
-        let end = waterfall::ended(rollout).unwrap_or_else(crate::clock::now) + waterfall::SLACK;
-        let events = self.events.between(app.clone(), rollout.started, end).await?;
-        let bars = waterfall::bars(rollout, &events);
+        let end = waterfall::ended(record).unwrap_or_else(crate::clock::now) + waterfall::SLACK;
+        let events = self.events.between(app.clone(), record.rollout.started, end).await?;
+        let bars = waterfall::bars(record, &events);
         Ok(if bars.is_empty() { record.bars.clone() } else { bars })
     }
 

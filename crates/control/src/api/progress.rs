@@ -93,9 +93,18 @@ impl Follower {
             let app = self.api.store.get::<App>(&self.key.to_string()).ok()??.value;
             let rollout = self.api.rollout(&app, self.number).ok()?;
             let (instances, why) = (app.instances, "it has just been asked for".to_owned());
-            let stopped = app.stopped;
+            let (generation, stopped) = (app.generation, app.stopped);
             let (done, pull, states) = (0, None, Vec::new());
-            return Some(Progress { rollout, why, stopped, instances, done, pull, states });
+            return Some(Progress {
+                rollout,
+                generation,
+                why,
+                stopped,
+                instances,
+                done,
+                pull,
+                states,
+            });
         };
         let shown = |rollout: Rollout, why: String| {
             let image = snapshot.fleet.releases.get(&rollout.to.release).map(|spec| &spec.image);

@@ -6,6 +6,7 @@ use stead_core::api::EnvRequest;
 use stead_core::app::{App, Change, Release};
 use stead_core::engine::EngineError;
 use stead_core::error::{Code, UserError};
+use stead_core::fleet::ImageSeen;
 use stead_core::ids::{Digest, ReleaseNo};
 use stead_core::manifest::{EnvName, FileSource, Manifest, parse};
 use stead_core::name::AppKey;
@@ -191,6 +192,19 @@ impl Api {
         );
         let sidecars: Result<_, EngineError> = sidecars.into_iter().collect();
         Ok(Images { main: main?, sidecars: sidecars?, secrets: Versions::new() })
+    }
+
+    /// Images that an App needs or may go back to, as far as they are on the machine. Usually
+    /// known without asking: going back must not wait for a list of everything.
+    pub(super) async fn images_seen(&self, app: &AppKey) -> BTreeSet<Digest> {
+        match self.board.last(app) {
+            Some(last) => {
+                let images = last.seen.images.iter();
+                let here = images.filter(|(_, seen)| **seen == ImageSeen::Present);
+                here.map(|(image, _)| image.clone()).collect()
+            }
+            None => self.images_here().await,
+        }
     }
 
     /// Images on the machine. When the engine cannot say, none: that costs time only.

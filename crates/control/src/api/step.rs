@@ -63,7 +63,8 @@ pub(super) fn doing(fleet: &Fleet, seen: &FleetSeen, ordinal: Ordinal) -> Option
 
 /// What is still to happen with the old Container once the new one has the requests.
 fn leaving(old: &ContainerSeen, how: &str) -> Option<Doing> {
-    let say = |what: &str, since| Some(Doing { what: format!("{how}the old container {what}"), since });
+    let say =
+        |what: &str, since| Some(Doing { what: format!("{how}the old container {what}"), since });
     match (&old.state, old.traffic) {
         // It stands by; nothing more is to happen.
         (ContainerState::Frozen { .. }, _) => None,
@@ -77,9 +78,10 @@ fn sidecars(fleet: &Fleet, seen: &FleetSeen, ordinal: Ordinal) -> Option<Doing> 
     let revision = fleet.wanted(ordinal)?;
     let spec = fleet.releases.get(&revision.release)?;
     let instance = seen.instances.get(&ordinal)?;
-    let late = spec.parts().filter(|part| !part.is_main()).find(|part| {
-        !instance.of(part).any(|c| c.revision == revision && c.ready())
-    })?;
+    let late = spec
+        .parts()
+        .filter(|part| !part.is_main())
+        .find(|part| !instance.of(part).any(|c| c.revision == revision && c.ready()))?;
     let Part::Sidecar(name) = &late else { return None };
     let since = instance.of(&late).find_map(|c| match c.state {
         ContainerState::Running { since, .. } => Some(since),

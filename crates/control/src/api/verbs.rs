@@ -36,7 +36,7 @@ pub(super) async fn rollback(
     Body(request): Body<RollbackRequest>,
 ) -> Result<Committed, Problem> {
     let key = path.key()?;
-    let here = api.images_here().await;
+    let here = api.images_seen(&key).await;
     let now = clock::now();
     api.change(&caller, &key, if_match, |mut app| {
         let number = match back_to(&app, request.release)? {
@@ -147,7 +147,8 @@ pub(super) async fn scale(
     Body(request): Body<ScaleRequest>,
 ) -> Result<Committed, Problem> {
     let ScaleRequest { instances, remove } = &request;
-    let bad = |what: String, hint: &str| Problem::from(UserError::new(Code::BadRequest, what, hint));
+    let bad =
+        |what: String, hint: &str| Problem::from(UserError::new(Code::BadRequest, what, hint));
     if let Some(wanted) = instances.filter(|wanted| *wanted > MOST_INSTANCES) {
         let what = format!("an app has 0 to {MOST_INSTANCES} instances, not {wanted}");
         return Err(bad(what, "name a number within that"));

@@ -193,6 +193,7 @@ pub(super) fn progress(
         instances: fleet.instances,
         done: u32::try_from(done.count()).unwrap_or(u32::MAX),
         why,
+        generation: app.generation,
         stopped: app.stopped,
         pull,
         states,

@@ -2,64 +2,69 @@
 
 use std::collections::BTreeMap;
 
-use stead_core::api::{Bar, Waterfall};
+use stead_core::api::{Bar, Decision, Record, Waterfall};
 use stead_core::event::{Event, Fact, PhaseName};
 use stead_core::ids::Ordinal;
-use stead_core::rollout::{Phase, Rollout};
+use stead_core::rollout::Phase;
 use stead_core::time::{Micros, Time};
 
 /// An engine may note the end of a phase a moment after the Rollout was seen to be over.
 pub(crate) const SLACK: Micros = Micros::from_secs(2);
 
-/// When a Rollout ended; `None` while it goes on.
-pub(crate) fn ended(rollout: &Rollout) -> Option<Time> {
-    match &rollout.phase {
-        // What is watched has reached every Instance.
-        Phase::Watching { since: at, .. }
-        | Phase::Done { at }
-        | Phase::Undone { at, .. }
-        | Phase::Held { at, .. }
-        | Phase::Superseded { at } => Some(*at),
+/// When a Rollout had changed every Instance, or ended otherwise; `None` while it goes on. How
+/// long it was watched after that is not time it took.
+pub(crate) fn ended(record: &Record) -> Option<Time> {
+    match &record.rollout.phase {
+        Phase::Watching { since, .. } => Some(*since),
+        Phase::Done { at } => {
+            let watching = |decision: &&Decision| decision.phase == "watching";
+            Some(record.decisions.iter().find(watching).map_or(*at, |decision| decision.at))
+        }
+        Phase::Undone { at, .. } | Phase::Held { at, .. } | Phase::Superseded { at } => Some(*at),
         Phase::Pulling | Phase::Progressing { .. } | Phase::Undoing { .. } => None,
     }
 }
 
 /// How long a Rollout took; `None` while it goes on.
-pub(crate) fn total(rollout: &Rollout) -> Option<Micros> {
-    ended(rollout).map(|end| end.since(rollout.started))
+pub(crate) fn total(record: &Record) -> Option<Micros> {
+    ended(record).map(|end| end.since(record.rollout.started))
 }
 
-/// The bars of `rollout`, from the Events noted while it went on.
-pub(crate) fn bars(rollout: &Rollout, events: &[Event]) -> Vec<Bar> {
-    let end = ended(rollout).unwrap_or(Time(u64::MAX));
+/// The bars of a Rollout, from the Events noted while it went on.
+pub(crate) fn bars(record: &Record, events: &[Event]) -> Vec<Bar> {
+    let end = ended(record).unwrap_or(Time(u64::MAX));
+    let started = record.rollout.started;
     let mut bars: Vec<Bar> = events
         .iter()
         .filter_map(|event| match &event.fact {
-            Fact::Phase { phase, begun, took } if (rollout.started..=end).contains(begun) => {
-                Some(Bar {
-                    instance: event.instance,
-                    phase: *phase,
-                    offset: begun.since(rollout.started),
-                    took: *took,
-                    critical: false,
-                })
-            }
+            Fact::Phase { phase, begun, took } if (started..=end).contains(begun) => Some(Bar {
+                instance: event.instance,
+                phase: *phase,
+                offset: begun.since(started),
+                took: *took,
+                critical: false,
+            }),
             _ => None,
         })
         .collect();
     bars.sort_by_key(|bar| (bar.offset, bar.instance, bar.phase));
-    mark_critical(&mut bars, total(rollout));
+    mark_critical(&mut bars, total(record));
     bars
 }
 
-/// The waterfall of `rollout`, beside the Rollout `before` it with its bars.
-pub(crate) fn build(rollout: Rollout, bars: Vec<Bar>, before: Option<(&Rollout, &[Bar])>) -> Waterfall {
+/// The waterfall of a Rollout, beside the one `before` it with its bars.
+pub(crate) fn build(
+    record: &Record,
+    bars: Vec<Bar>,
+    before: Option<(&Record, &[Bar])>,
+) -> Waterfall {
     let mut before_phases = BTreeMap::<PhaseName, Micros>::new();
     for bar in before.iter().flat_map(|(_, bars)| *bars) {
         before_phases.entry(bar.phase).or_default().0 += bar.took.0;
     }
     let before = before.and_then(|(before, _)| total(before));
-    Waterfall { total: total(&rollout), before, before_phases, bars, rollout }
+    let rollout = record.rollout.clone();
+    Waterfall { total: total(record), before, before_phases, bars, rollout }
 }
 
 /// Marks the chain that decided the end: the last bar to end, before it the last one that had

@@ -215,9 +215,11 @@ impl Trial {
 
     /// Notes Instances that began to take requests.
     fn see(&mut self, seen: &FleetSeen, totals: &Totals, now: Time) {
-        let takes = seen.instances.values().flat_map(|instance| instance.mains()).filter(|c| {
-            c.revision.release == self.new && c.traffic == TrafficState::Attached
-        });
+        let takes = seen
+            .instances
+            .values()
+            .flat_map(|instance| instance.mains())
+            .filter(|c| c.revision.release == self.new && c.traffic == TrafficState::Attached);
         let fresh: Vec<_> =
             takes.map(|c| c.id.clone()).filter(|id| !self.attached.contains(id)).collect();
         if !fresh.is_empty() {

@@ -315,6 +315,9 @@ pub struct LedgerView {
 pub struct Progress {
     /// The Rollout as it is now.
     pub rollout: Rollout,
+    /// Of the App, as it was looked at.
+    #[serde(default)]
+    pub generation: Generation,
     /// Why it is where it is.
     pub why: String,
     /// A person stopped the App: it goes on once it is started again.

@@ -162,7 +162,7 @@ pub struct RolloutView {
     pub verdict: Option<Verdict>,
 }
 
-/// How a Container is called and where it is, in a list.
+/// The step that an Instance is in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Doing {
     /// What the Instance does, in words.
@@ -302,7 +302,10 @@ impl InstancePlan {
             }
         };
         if !self.sidecars.is_empty() {
-            text.push_str(&format!("; sidecars changed by themselves: {}", self.sidecars.join(", ")));
+            text.push_str(&format!(
+                "; sidecars changed by themselves: {}",
+                self.sidecars.join(", ")
+            ));
         }
         text
     }
@@ -317,14 +320,20 @@ impl ChangePlan {
         let ways = self.instances.iter();
         let there = ways.clone().filter(|plan| !matches!(plan.way, None | Some(Way::Create)));
         let (restarted, there) = (ways.filter(restarts).count(), there.count());
-        let mut names: Vec<&str> =
-            self.instances.iter().flat_map(|plan| plan.sidecars.iter().map(String::as_str)).collect();
+        let mut names: Vec<&str> = self
+            .instances
+            .iter()
+            .flat_map(|plan| plan.sidecars.iter().map(String::as_str))
+            .collect();
         names.sort_unstable();
         names.dedup();
         match (restarted, names.is_empty()) {
             (0, true) => format!("Of {there} instances none is restarted."),
             (0, false) => {
-                format!("Only sidecars are restarted ({}); the app itself is not.", names.join(", "))
+                format!(
+                    "Only sidecars are restarted ({}); the app itself is not.",
+                    names.join(", ")
+                )
             }
             (count, _) => format!("Of {there} instances {count} are restarted, once each."),
         }

@@ -5,9 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use http::Method;
-use stead_core::api::{
-    Accepted, RestartRequest, RollbackRequest, ScaleRequest, SteerRequest,
-};
+use stead_core::api::{Accepted, RestartRequest, RollbackRequest, ScaleRequest, SteerRequest};
 use stead_core::error::{Code, UserError};
 use stead_core::ids::{Ordinal, ReleaseNo};
 use stead_core::name::AppName;
@@ -120,7 +118,8 @@ pub(super) async fn scale(context: &Context, args: &Scale) -> Result<()> {
     let remove = args.remove.iter().copied().collect();
     let request = ScaleRequest { instances: args.instances, remove };
     let accepted: Accepted = context.client.post(&path, &request).await?;
-    let mut said = args.instances.map(|count| format!("{count} instances")).into_iter().collect::<Vec<_>>();
+    let mut said =
+        args.instances.map(|count| format!("{count} instances")).into_iter().collect::<Vec<_>>();
     if !args.remove.is_empty() {
         let names: Vec<String> = args.remove.iter().map(ToString::to_string).collect();
         said.push(format!("without {}", names.join(", ")));

@@ -89,7 +89,7 @@ pub(super) async fn rollout(
     let mut view = View::new(context.output);
     let mut last_words = LastWords::default();
     let watched = tokio::select! {
-        end = watch(context, &accepted.app, number, &mut view, &mut last_words, aim) => end.map(Some),
+        end = watch(context, &accepted, &mut view, &mut last_words, aim) => end.map(Some),
         () = elapsed(wait.timeout) => Err(too_long(number, wait.timeout).into()),
         _ = tokio::signal::ctrl_c() => Ok(None),
     };
@@ -145,12 +145,12 @@ fn asks_a_person(rollout: &Rollout) -> bool {
 /// Watches until waiting ends. Survives a restart of the platform.
 async fn watch(
     context: &Context,
-    app: &AppKey,
-    number: RolloutNo,
+    accepted: &Accepted,
     view: &mut View,
     last_words: &mut LastWords,
     aim: Aim,
 ) -> Result<Progress> {
+    let (app, number) = (&accepted.app, accepted.rollout.unwrap_or_default());
     let path = format!("{}/rollouts/{number}/progress", app_path(app));
     let mut away: Option<Instant> = None;
     loop {
@@ -172,7 +172,9 @@ async fn watch(
             away = None;
             view.update(&progress);
             last_words.note(context, app, &progress).await;
-            if is_enough(&progress, aim) {
+            // What was looked at before the change says nothing about it.
+            let current = progress.generation >= accepted.generation;
+            if progress.rollout.phase.is_final() || (current && is_enough(&progress, aim)) {
                 return Ok(progress);
             }
         }

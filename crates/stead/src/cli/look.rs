@@ -150,7 +150,8 @@ fn status_text(status: &Status) -> String {
     }
     lines.push(String::new());
     lines.push(instances_table(instances));
-    let aside = |container: &ContainerView| !container.part.is_main() || container.state == "frozen";
+    let aside =
+        |container: &ContainerView| !container.part.is_main() || container.state == "frozen";
     if instances.iter().flat_map(|instance| &instance.containers).any(aside) {
         lines.push(String::new());
         lines.push(containers_table(instances));

@@ -166,8 +166,14 @@ mod tests {
     fn a_sidecar_changes_by_itself() {
         let sidecar = |image| format!("sidecars: [{{name: log, source: '{image}'}}]");
         let text = plan(&sidecar("log:1"), &sidecar("log:2"), Way::Update, &["log"]);
-        assert!(text.contains("sidecars.log.source  log:1  log:2  a new container of log"), "{text}");
-        assert!(text.contains("Only sidecars are restarted (log); the app itself is not."), "{text}");
+        assert!(
+            text.contains("sidecars.log.source  log:1  log:2  a new container of log"),
+            "{text}"
+        );
+        assert!(
+            text.contains("Only sidecars are restarted (log); the app itself is not."),
+            "{text}"
+        );
     }
 
     #[test]

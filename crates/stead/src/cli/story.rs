@@ -137,7 +137,9 @@ fn head(app: &AppName, record: &Record, progress: Option<&Progress>, now: Time) 
 
 fn batch(record: &Record) -> String {
     match (&record.rollout.phase, record.plan.batches.len()) {
-        (Phase::Progressing { batch, .. }, count @ 2..) => format!("batch {} of {count}: ", batch + 1),
+        (Phase::Progressing { batch, .. }, count @ 2..) => {
+            format!("batch {} of {count}: ", batch + 1)
+        }
         _ => String::new(),
     }
 }
@@ -150,7 +152,9 @@ fn waits(app: &AppName, rollout: &Rollout, now: Time) -> Option<String> {
                 "for a person: `stead rollout promote {app}` goes on, `stead rollout abort {app}` \
                  goes back"
             ),
-            Some(until) => format!("{} more before the next batch", human::length(until.since(now))),
+            Some(until) => {
+                format!("{} more before the next batch", human::length(until.since(now)))
+            }
         }),
         Phase::Watching { until, .. } => Some(format!(
             "it is watched for {} more, and undone if it proves bad",
@@ -171,7 +175,8 @@ fn kind(kind: RolloutKind) -> &'static str {
 
 /// An Instance in one line: what it runs, and the step it is in.
 fn instance(view: &InstanceView, now: Time) -> String {
-    let runs = view.revision.map_or("-".to_owned(), |revision| format!("release {}", revision.release));
+    let runs =
+        view.revision.map_or("-".to_owned(), |revision| format!("release {}", revision.release));
     let mut line = format!("instance {}: {runs}, {}", view.instance, view.state);
     if let Some(doing) = &view.doing {
         line.push_str(&format!("; {}", human::plain(&doing.what)));
@@ -187,7 +192,8 @@ fn instance(view: &InstanceView, now: Time) -> String {
 
 fn decision(decision: &Decision) -> String {
     let batch = decision.batch.map(|batch| format!(", batch {batch}")).unwrap_or_default();
-    let by = decision.by.as_deref().map(|by| format!(" ({})", human::plain(by))).unwrap_or_default();
+    let by =
+        decision.by.as_deref().map(|by| format!(" ({})", human::plain(by))).unwrap_or_default();
     format!(
         "{}  {}{batch}: {}{by}",
         human::stamp(decision.at),
@@ -276,7 +282,8 @@ mod tests {
     #[test]
     fn a_gate_says_who_is_waited_for_and_what_to_do() {
         let gate = Some(Gate { since: at(110), until: None });
-        let phase = Phase::Progressing { batch: 0, reach: Reach::All, done: 1, since: at(110), gate };
+        let phase =
+            Phase::Progressing { batch: 0, reach: Reach::All, done: 1, since: at(110), gate };
         let mut record = Record::of(rollout(phase));
         record.decisions.push(Decision {
             at: at(110),
@@ -286,7 +293,8 @@ mod tests {
             by: None,
             verdict: None,
         });
-        let (none, new) = (Sample::default(), Sample { requests: 9, errors: 2, ..Sample::default() });
+        let (none, new) =
+            (Sample::default(), Sample { requests: 9, errors: 2, ..Sample::default() });
         let verdict = Some(judge(&none, &none, &new, &Settings::default()));
         let view = RolloutView { record, now: None, verdict };
         let text = text(&"web".parse().unwrap(), &view, at(160));
