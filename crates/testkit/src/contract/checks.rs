@@ -454,7 +454,9 @@ async fn an_update_keeps_the_container(stage: &mut Stage) -> Verdict {
 async fn a_sidecar_changes_alone(stage: &mut Stage) -> Verdict {
     let source = stage.images.good.clone();
     let with = |mode: &str| {
-        let sidecar = serde_json::json!({"name": "proxy", "source": source, "env": {"MODE": mode}});
+        // The main Container has the usual port.
+        let env = serde_json::json!({"MODE": mode, "PORT": "8081"});
+        let sidecar = serde_json::json!({"name": "proxy", "source": source, "env": env});
         serde_json::from_value(sidecar).expect("it is a sidecar")
     };
     let mut releases = Vec::new();
