@@ -122,7 +122,9 @@ fn begins_change(fleet: &Fleet, seen: &FleetSeen, ordinal: Ordinal, step: &Step)
         return fleet.surplus().any(|surplus| surplus == ordinal);
     };
     let untouched = instance.serving().is_some_and(|c| c.revision != revision)
-        && instance.mains().all(|c| c.revision != revision || c.is_frozen());
+        && instance.mains().all(|c| c.revision != revision || c.is_frozen())
+        // Of two that run, one takes over from the other.
+        && instance.mains().filter(|c| c.alive()).count() == 1;
     let serves = step.container().is_some_and(|id| instance.serving().is_some_and(|c| c.id == *id));
     untouched
         && match step {

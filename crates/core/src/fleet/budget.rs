@@ -73,7 +73,8 @@ fn under_way(fleet: &Fleet, seen: &FleetSeen, ordinal: Ordinal) -> bool {
     let Some(revision) = fleet.wanted(ordinal) else { return false };
     let Some(instance) = seen.instances.get(&ordinal) else { return false };
     let Some(serving) = instance.serving() else { return false };
-    let begun = |part: &Part| instance.of(part).any(|c| c.revision == revision);
+    // What stands still may be what is wanted, and is still to be begun with.
+    let begun = |part: &Part| instance.of(part).any(|c| c.revision == revision && !c.is_frozen());
     let changes = serving.revision != revision && begun(&Part::Main);
     let parts = fleet.releases.get(&revision.release).into_iter().flat_map(ReleaseSpec::parts);
     let mut sidecars = parts.filter(|part| !part.is_main());

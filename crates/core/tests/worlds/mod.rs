@@ -239,9 +239,14 @@ fn life() -> impl Strategy<Value = (ContainerState, TrafficState)> {
 /// An Instance in any state that can occur: at most one Container exists in a slot.
 fn some_instance(fleet: Fleet) -> impl Strategy<Value = InstanceSeen> {
     let prepared = prop::collection::vec((some_revision(), any::<bool>()), 0..2);
-    let lived = || prop::option::weighted(0.7, (some_revision(), life(), 0..4u32));
-    let trouble = prop::option::weighted(0.3, (some_revision(), 0..=NOW.0, 1..8u32));
     let wanted = fleet.wanted(Ordinal(0));
+    // What is wanted often, or it hardly ever meets what is there.
+    let runs = move || {
+        (prop::bool::weighted(0.3), some_revision())
+            .prop_map(move |(as_wanted, other)| wanted.filter(|_| as_wanted).unwrap_or(other))
+    };
+    let lived = move || prop::option::weighted(0.7, (runs(), life(), 0..4u32));
+    let trouble = prop::option::weighted(0.3, (some_revision(), 0..=NOW.0, 1..8u32));
     let made_for = (any::<bool>(), some_revision())
         .prop_map(move |(fits, other)| wanted.filter(|_| fits).unwrap_or(other));
     let slots = (lived(), lived(), any::<bool>());

@@ -332,7 +332,12 @@ impl World {
 
     /// What cannot become ready must never count as done.
     fn wrong_end(&self, phase: &Phase) -> Option<String> {
-        let fleet = self.desk.stored()?.wanted().fleet;
+        let stored = self.desk.stored()?;
+        // A restart of one Instance ends with it, whatever the others run.
+        if stored.app.rollout.as_ref().is_some_and(|rollout| rollout.only.is_some()) {
+            return None;
+        }
+        let fleet = stored.wanted().fleet;
         let reference = &fleet.heading_spec().filter(|_| fleet.instances > 0)?.reference;
         let script = script(reference);
         let can_serve =
