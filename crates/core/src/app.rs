@@ -14,7 +14,7 @@ use crate::fleet::{Lineup, Revision};
 use crate::ids::{Digest, Generation, Ordinal, ReleaseNo, RolloutNo};
 use crate::manifest::{self, EnvName, Manifest};
 use crate::name::AppKey;
-use crate::rollout::{Paused, Phase, Rollout, RolloutKind};
+use crate::rollout::{Paused, Phase, Reach, Rollout, RolloutKind};
 use crate::time::{Micros, Time};
 
 /// What a person names inside a Namespace.
@@ -192,9 +192,23 @@ impl App {
             return Err(self.no_instance(ordinal));
         }
         let ordinals = self.ordinals();
+        if only.is_none() && self.lineup().is_some_and(|lineup| lineup.is_mixed(&ordinals)) {
+            // Each would have to run what it runs; a Rollout under way knows what that is.
+            if self.active().is_none() {
+                return Err(UserError::new(
+                    Code::Conflict,
+                    format!("instances of app {} run different releases", self.key),
+                    "deploy or roll back first, or restart them one by one with --instance",
+                ));
+            }
+        }
+        if self.rollout.as_ref().is_some_and(|r| matches!(r.phase, Phase::Watching { .. })) {
+            // It is a part of what is watched, which is watched anew after it.
+            let (reach, since) = (Reach::All, change.now);
+            self.enter(Phase::Progressing { batch: 0, reach, done: 0, since, gate: None });
+        }
         if let Some(rollout) = &mut self.rollout
             && !rollout.phase.is_final()
-            && !rollout.phase.is_through()
         {
             self.last_run += 1;
             let run = self.last_run;
@@ -359,7 +373,7 @@ impl App {
             Phase::Watching { .. } => Phase::Done { at: now },
             Phase::Progressing { batch, .. } if all => Phase::Progressing {
                 batch: batch + 1,
-                reach: crate::rollout::Reach::All,
+                reach: Reach::All,
                 done: 0,
                 since: now,
                 gate: None,

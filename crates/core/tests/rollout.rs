@@ -505,6 +505,10 @@ proptest! {
             }
             match rollout.phase.name() {
                 "watching" | "done" if rollout.only.is_none() => good = now,
+                // A restart takes what was watched back into what is tried out.
+                "progressing" if !new && before.rollout.as_ref().is_some_and(|old| old.phase.is_through()) => {
+                    good = back.clone();
+                }
                 "undoing" | "undone" => {
                     for ordinal in (0..8).map(Ordinal) {
                         let (now, then) = (now.of(ordinal), back.of(ordinal));

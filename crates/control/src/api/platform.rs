@@ -8,12 +8,12 @@ use axum::extract::{Extension, Path, State};
 use axum::response::IntoResponse;
 use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
+use stead_core::api::Record;
 use stead_core::api::{Ledger, NamespaceView, ProblemJson, TokenRequest, TokenView, VersionView};
 use stead_core::app::{App, Release};
 use stead_core::error::{Code, UserError};
 use stead_core::ids::Ordinal;
 use stead_core::name::NamespaceName;
-use stead_core::api::Record;
 use stead_core::time::Time;
 
 use super::look::{NamespacePath, no_namespace};

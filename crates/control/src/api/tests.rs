@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::auth::Caller;
+use crate::clock;
 use crate::events::EventLog;
 use crate::figures::Figures;
 use crate::ledger::Ledgers;
@@ -20,7 +21,6 @@ use crate::reconcile::board::Board;
 use crate::secrets::Vault;
 use crate::store::Store;
 use crate::traffic::Publisher;
-use crate::clock;
 
 /// The API on a loopback address and a socket.
 struct Served {

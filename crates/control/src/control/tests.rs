@@ -133,8 +133,7 @@ async fn death_at_every_commit_is_survived() {
         mortal.kill().await;
 
         let next = Running::start(dir.path(), &machine, i64::MAX).await;
-        let settles =
-            next.until(|app| app.is_none_or(|app| settled(app) && !app.deleted));
+        let settles = next.until(|app| app.is_none_or(|app| settled(app) && !app.deleted));
         let settles = tokio::time::timeout(PATIENCE, settles).await;
         assert!(settles.is_ok(), "no end after death at commit {commits}");
         // The story goes on from wherever it was left.

@@ -9,6 +9,8 @@ pub(super) struct Budget {
     out: u32,
     /// Instances that may begin to change beside what serves.
     beside: u32,
+    /// Bytes of memory that nothing of this plan has asked for; `None` where it is not known.
+    pub(super) free: Option<u64>,
 }
 
 impl Budget {
@@ -25,9 +27,13 @@ impl Budget {
         let waits = fleet.ordinals().filter(|o| !seen.serves(*o) && concerned(o));
         let out_now = count(waits.count());
         let changing = count(wanted().filter(|o| under_way(fleet, seen, *o)).count());
+        let beside = fleet.at_once().saturating_sub(changing.saturating_add(out_now));
+        // What is known to be good comes back whatever else is out of service.
+        let least = u32::from(fleet.returning && changing == 0);
         Self {
             out: serving.saturating_sub(fleet.floor()),
-            beside: fleet.at_once().saturating_sub(changing.saturating_add(out_now)),
+            beside: beside.max(least),
+            free: seen.memory.map(|memory| memory.free),
         }
     }
 
@@ -43,6 +49,15 @@ impl Budget {
         let granted = self.beside > 0;
         self.beside = self.beside.saturating_sub(1);
         granted
+    }
+}
+
+impl Budget {
+    /// Sets the memory of a second Container aside. True, so that it can follow what grants it.
+    pub(super) fn hold_memory(&mut self, spec: &ReleaseSpec) -> bool {
+        let needed = spec.settings.resources.memory.map_or(0, |memory| memory.bytes());
+        self.free = self.free.map(|free| free.saturating_sub(needed));
+        true
     }
 }
 

@@ -52,6 +52,11 @@ impl Lineup {
         self.each.get(&ordinal).copied().unwrap_or(self.base)
     }
 
+    /// Whether some of `ordinals` run another Release than others.
+    pub fn is_mixed(&self, ordinals: &[Ordinal]) -> bool {
+        ordinals.windows(2).any(|pair| self.of(pair[0]).release != self.of(pair[1]).release)
+    }
+
     /// The same with `revision` for some.
     pub fn with(&self, ordinals: impl IntoIterator<Item = Ordinal>, revision: Revision) -> Self {
         let mut changed = self.clone();

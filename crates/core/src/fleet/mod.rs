@@ -182,6 +182,9 @@ pub struct Fleet {
     /// A person paused the Rollout: a change that has begun is finished, no other begins.
     #[serde(default)]
     pub paused: bool,
+    /// A Rollout is undone: where it goes is known to be good.
+    #[serde(default)]
+    pub returning: bool,
     /// Every Release that is wanted, running or to be fetched beforehand.
     pub releases: BTreeMap<ReleaseNo, ReleaseSpec>,
 }

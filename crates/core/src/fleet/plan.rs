@@ -29,8 +29,17 @@ pub fn backoff(count: u32) -> Micros {
 pub fn plan(fleet: &Fleet, seen: &FleetSeen, now: Time) -> Plan {
     let mut plan = Plan { generation: fleet.generation, ..Plan::default() };
     pull(fleet, seen, now, &mut plan);
+    let wanted = fleet.ordinals().chain(fleet.surplus());
+    let serving = u32::try_from(wanted.filter(|o| seen.serves(*o)).count()).unwrap_or(u32::MAX);
+    // What is not wanted any more serves on in the place of what is wanted and does not yet.
+    let mut stand_ins = fleet.instances.saturating_sub(serving);
     for (ordinal, instance) in &seen.instances {
-        if fleet.wanted(*ordinal).is_none() {
+        if fleet.wanted(*ordinal).is_some() {
+            continue;
+        }
+        if instance.serving().is_some() && stand_ins > 0 {
+            stand_ins -= 1;
+        } else {
             retire(fleet, *ordinal, instance, true, &mut plan);
         }
     }
@@ -287,13 +296,13 @@ impl<'a> Instance<'a> {
             self.thaw_out(container, plan);
         }
         let serving = self.seen.serving();
-        let way = self.spec.change(self.world);
+        let way = self.spec.change(budget.free);
         let beside = way == Way::Handover && !old.is_empty();
         // What has begun is finished, and what is out of service comes back.
         let may_begin = |budget: &mut Budget| match serving {
             None => true,
             Some(_) if self.fleet.paused => false,
-            Some(_) if beside => budget.begin(),
+            Some(_) if beside => budget.begin() && budget.hold_memory(self.spec),
             Some(_) => budget.take(),
         };
         let Some(new) = new else {
@@ -419,7 +428,7 @@ impl<'a> Instance<'a> {
     /// Whether what is replaced stays frozen for a while. Where two do not fit into the memory
     /// it would be in the way.
     fn keeps(&self) -> bool {
-        let way = self.spec.change(self.world);
+        let way = self.spec.change(self.world.memory.map(|memory| memory.free));
         let full = matches!(way, Way::InPlace { because: Some(Fallback::Memory { .. }) });
         self.spec.keep_previous() > Micros(0) && !full
     }

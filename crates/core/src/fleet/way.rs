@@ -98,7 +98,7 @@ impl Fleet {
         Some(match mains.find(|c| self.fits(c, revision, spec)) {
             Some(container) if container.revision == revision => Way::Keep,
             Some(container) if container.alive() => Way::Update,
-            _ => spec.change(seen),
+            _ => spec.change(seen.memory.map(|memory| memory.free)),
         })
     }
 
@@ -126,11 +126,12 @@ impl ReleaseSpec {
     }
 
     /// How a Container of this Release takes the place of another in the same Sandbox.
-    pub(super) fn change(&self, seen: &FleetSeen) -> Way {
+    /// `free` is the memory that is left for a second one, in bytes; `None` if not known.
+    pub(super) fn change(&self, free: Option<u64>) -> Way {
         if self.strategy() != Strategy::Handover {
             return Way::InPlace { because: None };
         }
-        let because = self.fallback(seen);
+        let because = self.fallback(free);
         if because.is_some() { Way::InPlace { because } } else { Way::Handover }
     }
 
@@ -138,10 +139,10 @@ impl ReleaseSpec {
         self.settings.rollout.strategy()
     }
 
-    fn fallback(&self, seen: &FleetSeen) -> Option<Fallback> {
+    fn fallback(&self, free: Option<u64>) -> Option<Fallback> {
         self.alone().or_else(|| {
             let needed = self.settings.resources.memory?.bytes();
-            let free = seen.memory?.free;
+            let free = free?;
             (free < needed).then_some(Fallback::Memory { needed, free })
         })
     }

@@ -410,7 +410,9 @@ fn what_is_not_built_is_refused_and_what_asks_for_nothing_is_not() {
         assert_eq!(found.len(), 1, "{rest}: {found:?}");
         assert!(found[0].starts_with(&format!("STEAD-M015 {path} 3:")), "{rest}: {found:?}");
     }
-    for rest in ["secrets: []", "secrets: [DB_PASSWORD, API_KEY]", "ports: []", "init: []", "scale:"] {
+    for rest in
+        ["secrets: []", "secrets: [DB_PASSWORD, API_KEY]", "ports: []", "init: []", "scale:"]
+    {
         assert_eq!(with(rest), [""; 0], "{rest}");
     }
 }

@@ -65,10 +65,7 @@ pub fn advance(
             if let Some(bad) = one.bad(verdict) {
                 return bad;
             }
-            match *until <= now {
-                true => go(Phase::Done { at: now }, "it went well for as long as it was watched"),
-                false => stay(Some(*until), "every instance runs the new release; it is watched"),
-            }
+            one.watching(*until)
         }
         Phase::Undoing { since, why, .. } => one.undoing(*since, why),
         Phase::Done { .. }
@@ -128,7 +125,7 @@ impl Journey<'_> {
             return stay(None, format!("{} paused it; {ready} of {wanted} done", paused.by));
         }
         if let Some(gate) = gate {
-            return self.at_gate(at.batch, gate);
+            return self.at_gate(at.batch, gate, ready == wanted);
         }
         if ready == wanted && self.nothing_to_remove() {
             return self.through(at);
@@ -143,11 +140,30 @@ impl Journey<'_> {
             };
             return go(phase, "another instance is done");
         }
+        if self.all_serve(&scope) {
+            // What open requests of the old Containers take is bounded by their grace.
+            return stay(None, format!("{ready} of {wanted} instances done, the others drain"));
+        }
         let deadline = at.since + self.rollout.deadline;
         if deadline <= self.now {
             return go(self.fail(timed_out(self.rollout)), "no progress in time");
         }
         stay(Some(deadline), format!("{ready} of {wanted} instances done"))
+    }
+
+    /// Every Instance had come to run the new Release; at the end of the watch all must.
+    fn watching(&self, until: Time) -> Advance {
+        let all = self.ordinals();
+        let deadline = until + self.rollout.deadline;
+        if self.now < until {
+            stay(Some(until), "every instance runs the new release; it is watched")
+        } else if self.all_done(&all) {
+            go(Phase::Done { at: self.now }, "it went well for as long as it was watched")
+        } else if self.now < deadline {
+            stay(Some(deadline), "not every instance serves any more")
+        } else {
+            go(self.fail(timed_out(self.rollout)), "instances did not come back in time")
+        }
     }
 
     /// After a change of size the present batch may have to reach more Instances.
@@ -198,9 +214,16 @@ impl Journey<'_> {
         stage_before_last(self.rules()?, at.batch, self.fleet.instances)
     }
 
-    fn at_gate(&self, batch: u32, gate: &Gate) -> Advance {
+    fn at_gate(&self, batch: u32, gate: &Gate, well: bool) -> Advance {
         let batch = batch + 1;
         match gate.until {
+            Some(until) if until <= self.now && !well => {
+                let deadline = until + self.rollout.deadline;
+                match deadline <= self.now {
+                    true => go(self.fail(timed_out(self.rollout)), "the batch did not come back"),
+                    false => stay(Some(deadline), format!("batch {batch} does not serve any more")),
+                }
+            }
             None => stay(None, format!("batch {batch} is through; a person promotes it")),
             Some(until) if until <= self.now => self.next_batch("the pause is over"),
             Some(until) => stay(Some(until), format!("batch {batch} is through; it is paused")),
@@ -217,11 +240,14 @@ impl Journey<'_> {
     fn undoing(&self, since: Time, why: &UserError) -> Advance {
         let all = self.ordinals();
         let settled = self.seen.generation >= self.fleet.generation
-            && self.count_done(&all) as usize == all.len()
+            && self.all_done(&all)
             && self.nothing_to_remove();
         if settled {
             let phase = Phase::Undone { at: self.now, why: why.clone() };
             return go(phase, "every instance runs the old revision again");
+        }
+        if self.all_serve(&all) {
+            return stay(None, "the old revision serves again; the new one drains");
         }
         let deadline = since + self.rollout.deadline;
         if deadline <= self.now {
@@ -349,6 +375,18 @@ impl Journey<'_> {
     /// Instances in `scope` that run exactly what is wanted, and take traffic.
     fn count_done(&self, scope: &[Ordinal]) -> u32 {
         count(scope.iter().filter(|ordinal| self.is_done(**ordinal)).count())
+    }
+
+    fn all_done(&self, scope: &[Ordinal]) -> bool {
+        scope.iter().all(|ordinal| self.is_done(*ordinal))
+    }
+
+    /// Whether what is wanted serves everywhere, be there something else still or not.
+    fn all_serve(&self, scope: &[Ordinal]) -> bool {
+        scope.iter().all(|ordinal| {
+            let serving = self.seen.instances.get(ordinal).and_then(InstanceSeen::serving);
+            serving.map(|container| container.revision) == self.fleet.wanted(*ordinal)
+        }) && self.nothing_to_remove()
     }
 
     fn is_done(&self, ordinal: Ordinal) -> bool {

@@ -70,6 +70,10 @@ pub fn wanted(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Wanted 
             _ => 0,
         },
         paused: app.rollout.as_ref().is_some_and(Rollout::is_paused),
+        returning: app
+            .rollout
+            .as_ref()
+            .is_some_and(|rollout| matches!(rollout.phase, Phase::Undoing { .. })),
         releases: releases
             .iter()
             .filter(|(number, _)| needed.contains(number))
@@ -108,17 +112,23 @@ fn split(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Split {
         sticky: rules.sticky.map(|span| Sticky { max_age_ms: span.millis() }),
         ..Split::default()
     };
+    let undoing = matches!(rollout.phase, Phase::Undoing { .. });
+    if undoing {
+        // Clients of what is given up shall not go back to it.
+        split.sticky = None;
+    }
     let Some(batch) = rollout.batch() else { return split };
     let Some(asked) = stage_before_last(rules, batch, app.instances).and_then(|stage| stage.batch)
     else {
         return split;
     };
     // What is given up gets no request that need not go there.
-    if !asked.matches.is_empty() && !matches!(rollout.phase, Phase::Undoing { .. }) {
+    if !asked.matches.is_empty() && !undoing {
         split.rules = vec![Rule { when: asked.matches.clone(), release: rollout.to.release }];
     }
     if let Some(weight) = asked.weight() {
-        split.weights = weights(rollout, &app.ordinals(), u32::from(weight));
+        let weight = if undoing { 0 } else { u32::from(weight) };
+        split.weights = weights(rollout, &app.ordinals(), weight);
     }
     split
 }

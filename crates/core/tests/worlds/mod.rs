@@ -65,6 +65,7 @@ pub fn simple_fleet(instances: u32, target: Revision, change: impl Fn(&mut Manif
         heading: Some(target),
         surge: 0,
         paused: false,
+        returning: false,
         releases: (1..=RELEASES).map(|n| (ReleaseNo(n), spec(n, &change))).collect(),
     }
 }
@@ -198,6 +199,7 @@ pub fn some_fleet() -> impl Strategy<Value = Fleet> {
                 heading: base.map(|(.., heading)| heading),
                 surge,
                 paused,
+                returning: false,
                 releases: (1..)
                     .zip(settings)
                     .map(|(n, (drawn, same_image))| {

@@ -66,6 +66,7 @@ pub fn fleet(
         heading: Some(revision),
         surge: 0,
         paused: false,
+        returning: false,
         releases: releases.iter().map(|(n, spec)| (ReleaseNo(*n), spec.clone())).collect(),
     }
 }
