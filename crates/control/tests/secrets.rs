@@ -37,8 +37,7 @@ async fn list(client: &Client) -> Vec<(String, Option<u32>, Option<u32>)> {
 
 /// The versions that the Release in use has.
 async fn used(client: &Client) -> Value {
-    let releases: Vec<ReleaseView> =
-        client.get(&format!("{}/releases", app_path("web"))).await;
+    let releases: Vec<ReleaseView> = client.get(&format!("{}/releases", app_path("web"))).await;
     let current = releases.into_iter().find(|view| view.current).unwrap();
     serde_json::to_value(current.release.secrets).unwrap()
 }

@@ -108,7 +108,14 @@ pub(super) async fn set(
                 let image_here = images.all_in(&here);
                 let author = Author { by: caller.name.clone(), message: None, asked: now };
                 let kind = RolloutKind::Config;
-                api.decide_release(Some(app), &current.settings, &images, &author, kind, image_here)?
+                api.decide_release(
+                    Some(app),
+                    &current.settings,
+                    &images,
+                    &author,
+                    kind,
+                    image_here,
+                )?
             }
             _ if set.writes.is_empty() => return Ok(None),
             _ => {

@@ -110,9 +110,9 @@ impl Vault {
         let last = keys.iter().filter_map(|key| key.rsplit('/').next()?.parse::<u32>().ok()).max();
         let version = last.unwrap_or(0) + 1;
         let place = place(app, name, version);
-        let sealed = key.seal(&place, value).map_err(|source| {
-            UserError::from(KeyError::Io { path: self.file.clone(), source })
-        })?;
+        let sealed = key
+            .seal(&place, value)
+            .map_err(|source| UserError::from(KeyError::Io { path: self.file.clone(), source }))?;
         let (name, by) = (name.clone(), by.to_owned());
         let fresh = Version { name, version, set: now, by, current: true, sealed };
         let mut writes = vec![Write::create(place, &fresh)?];
@@ -162,8 +162,11 @@ impl Vault {
         Err(UserError::new(
             Code::SecretUnset,
             format!("app {app} has no value for these secrets: {}", unset.join(", ")),
-            format!("`stead {namespace}secrets set {} {first}` reads the value from standard input, \
-                     or asks for it", app.app),
+            format!(
+                "`stead {namespace}secrets set {} {first}` reads the value from standard input, \
+                     or asks for it",
+                app.app
+            ),
         ))
     }
 
@@ -219,7 +222,9 @@ impl Vault {
                 wrong.extend(shut.map(|stored| self.does_not_open(&stored.key).to_string()));
             }
             Ok(None) if listing.found.is_empty() => {}
-            Ok(None) => wrong.push(UserError::from(KeyError::Missing(self.file.clone())).to_string()),
+            Ok(None) => {
+                wrong.push(UserError::from(KeyError::Missing(self.file.clone())).to_string())
+            }
             Err(error) => wrong.push(UserError::from(error).to_string()),
         }
         Ok(wrong)

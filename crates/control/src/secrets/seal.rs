@@ -86,7 +86,8 @@ impl Key {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(failed)?,
         };
-        let (mode, owner) = file.metadata().map(|m| (m.mode() & 0o7777, m.uid())).map_err(failed)?;
+        let (mode, owner) =
+            file.metadata().map(|m| (m.mode() & 0o7777, m.uid())).map_err(failed)?;
         if mode & 0o077 != 0 || owner != rustix::process::geteuid().as_raw() {
             return Err(KeyError::Open { path: path.to_owned(), mode, owner });
         }
@@ -227,7 +228,10 @@ mod tests {
         for mode in [0o640, 0o604, 0o666] {
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
             let refused = Key::read(&file);
-            assert!(matches!(refused, Err(KeyError::Open { mode: m, .. }) if m == mode), "{mode:o}");
+            assert!(
+                matches!(refused, Err(KeyError::Open { mode: m, .. }) if m == mode),
+                "{mode:o}"
+            );
         }
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
         for wrong in [0, LENGTH - 1, LENGTH + 1] {

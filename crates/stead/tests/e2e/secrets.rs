@@ -63,7 +63,8 @@ fn a_secret_is_in_the_app_and_nowhere_else() {
     assert_eq!(inside(&platform), FIRST, "a rollback brings the old value back");
     platform.stead(&["restart", "web"]).expect(0);
     assert_eq!(inside(&platform), FIRST, "and so does a process started anew");
-    let plan = platform.stead(&["deploy", "-f", &platform.manifest("web", &trivial, named), "--plan"]);
+    let plan =
+        platform.stead(&["deploy", "-f", &platform.manifest("web", &trivial, named), "--plan"]);
     let plan = plan.expect(0).stdout;
     assert!(plan.contains("secrets.DB_PASSWORD"), "{plan}");
     assert!(plan.contains("version 1") && plan.contains("version 2"), "{plan}");
@@ -124,7 +125,8 @@ fn nothing_shows(platform: &Platform) {
         answers.push((entry.path().display().to_string(), line));
     }
     files(platform.dir.path(), &mut answers);
-    let read = |part: &str| answers.iter().any(|(what, text)| what.contains(part) && !text.is_empty());
+    let read =
+        |part: &str| answers.iter().any(|(what, text)| what.contains(part) && !text.is_empty());
     for part in ["data/state.db", "data/events.db", "run/fleets/", "data/log", "logs web"] {
         assert!(read(part), "{part} was not looked at");
     }
