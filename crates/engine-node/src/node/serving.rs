@@ -22,7 +22,7 @@ use crate::sandbox::{Sandbox, SandboxError, mark_of};
 /// Between two looks at what holds up the end of a drain.
 const LOOK: Duration = Duration::from_millis(20);
 /// Between two attempts of what the kernel refuses.
-const AGAIN: Duration = Duration::from_secs(1);
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
 /// Lets a ready Container get requests, and new connections to the Instance's address.
 pub(super) async fn attach(worker: &Worker, ordinal: Ordinal, id: &ContainerId) {
