@@ -338,7 +338,7 @@ fn a_rerun_changes_one_instance_in_its_sandbox() {
 
 #[test]
 fn a_frozen_predecessor_is_thawed_where_one_may_change_at_once() {
-    let (new, seen) = upgrade(1, |_| {});
+    let (new, seen) = upgrade(1, |settings| settings.rollout.strategy = Some(Change::Handover));
     let mut seen = FleetSeen { instances: settled(&new).instances, ..seen };
     let instance = seen.instances.get_mut(&Ordinal(0)).unwrap();
     let frozen = ContainerState::Frozen { since: NOW };
@@ -353,7 +353,8 @@ fn a_frozen_predecessor_is_thawed_where_one_may_change_at_once() {
 
 #[test]
 fn the_old_one_stands_in_for_a_new_one_that_failed() {
-    let (fleet, mut seen) = upgrade(1, |_| {});
+    let (fleet, mut seen) =
+        upgrade(1, |settings| settings.rollout.strategy = Some(Change::Handover));
     let instance = seen.instances.get_mut(&Ordinal(0)).unwrap();
     instance.containers[0].traffic = TrafficState::Detached;
     let exit = Exit { at: NOW, code: 1, oom_killed: false, intended: false };
