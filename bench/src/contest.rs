@@ -71,16 +71,19 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     /// How much better than `row` the best of stead's rows is, by the median: 2 means twice as
-    /// good. `None` when either has no figures, or for stead itself.
+    /// good. `None` when either has no figures or none above zero, or for stead itself.
     pub(crate) fn advantage_over(&self, row: &Row) -> Option<f64> {
         if row.name.starts_with("stead") {
             return None;
         }
         let ours = self.rows.iter().filter(|row| row.name.starts_with("stead"));
         let ours = ours.filter_map(|row| row.percentile(0.5));
-        let theirs = row.percentile(0.5)?;
+        let theirs = row.percentile(0.5).filter(|theirs| *theirs > 0.0)?;
         match self.better {
-            Better::Less => ours.min_by(f64::total_cmp).map(|ours| theirs / ours),
+            Better::Less => {
+                let best = ours.min_by(f64::total_cmp).filter(|ours| *ours > 0.0);
+                best.map(|ours| theirs / ours)
+            }
             Better::More => ours.max_by(f64::total_cmp).map(|ours| ours / theirs),
         }
     }

@@ -144,7 +144,8 @@ pub fn check_wanted(app: &App, wanted: &Wanted) -> Vec<Violation> {
         found.push(broken("an engine knows every Release that it shall run", missing));
     }
     let splits = wanted.routing.iter().map(|routing| &routing.split);
-    for weight in splits.clone().flat_map(|split| &split.weights) {
+    let weighed = splits.clone().flat_map(|split| &split.weights);
+    for weight in weighed.filter(|weight| weight.weight > 0) {
         if !fleet.releases.contains_key(&weight.release) {
             found.push(broken("weights name Releases that an engine knows", weight.release));
         }

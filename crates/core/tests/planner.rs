@@ -9,7 +9,7 @@ use stead_core::fleet::{
     ContainerSeen, ContainerState, Exit, Fleet, FleetSeen, Health, HookSeen, ImageSeen,
     InstanceSeen, Lineup, Part, Plan, Revision, Slot, Step, StopCause, TrafficState, backoff, plan,
 };
-use stead_core::ids::{ContainerId, Ordinal};
+use stead_core::ids::{ContainerId, Ordinal, ReleaseNo};
 use stead_core::invariants::{check_plan, check_world};
 use stead_core::manifest::{Amount, Effect, RestartPolicy, Strategy as Change};
 use stead_core::time::{Micros, Time};
@@ -334,6 +334,56 @@ fn a_rerun_changes_one_instance_in_its_sandbox() {
     let again = Revision { since: 2, ..revision(1, 2) };
     fleet.lineup = fleet.lineup.map(|lineup| lineup.with([Ordinal(1)], again));
     assert_eq!(steps(&fleet, &seen), ["prepare 1 for 1.2 in slot b"], "beside what serves");
+}
+
+#[test]
+fn a_frozen_predecessor_is_thawed_where_one_may_change_at_once() {
+    let (new, seen) = upgrade(1, |settings| settings.rollout.strategy = Some(Change::Handover));
+    let mut seen = FleetSeen { instances: settled(&new).instances, ..seen };
+    let instance = seen.instances.get_mut(&Ordinal(0)).unwrap();
+    let frozen = ContainerState::Frozen { since: NOW };
+    let old = container("old", revision(1, 1), frozen, TrafficState::Detached);
+    instance.slot = Slot::B;
+    instance.containers[0].slot = Slot::B;
+    instance.containers.push(old);
+    let back =
+        Fleet { lineup: Some(Lineup::all(revision(1, 1))), heading: Some(revision(1, 1)), ..new };
+    assert_eq!(steps(&back, &seen), ["thaw old for 1.1"]);
+}
+
+#[test]
+fn the_old_one_stands_in_for_a_new_one_that_failed() {
+    let (fleet, mut seen) =
+        upgrade(1, |settings| settings.rollout.strategy = Some(Change::Handover));
+    let instance = seen.instances.get_mut(&Ordinal(0)).unwrap();
+    instance.containers[0].traffic = TrafficState::Detached;
+    let exit = Exit { at: NOW, code: 1, oom_killed: false, intended: false };
+    let state = ContainerState::Exited(exit);
+    let ended = container("new", revision(2, 2), state, TrafficState::Attached);
+    instance.containers.push(ContainerSeen { slot: Slot::B, ..ended });
+    let steps = steps(&fleet, &seen);
+    assert_eq!(steps, ["detach new", "prepare 0 for 2.2 in slot b", "attach c-0"]);
+}
+
+#[test]
+fn another_name_of_the_same_image_restarts_nothing() {
+    let mut fleet = simple_fleet(1, revision(1, 1), |_| {});
+    let seen = settled(&fleet);
+    fleet.lineup = Some(Lineup::all(revision(2, 2)));
+    let spec = fleet.releases.get_mut(&ReleaseNo(2)).unwrap();
+    spec.image = digest(1);
+    let mut settings = manifest();
+    settings.source = "sim/web:latest".to_owned();
+    spec.settings = std::sync::Arc::new(settings);
+    spec.reference = "sim/web:latest".to_owned();
+    assert_eq!(steps(&fleet, &seen), ["update c-0 to 2.2"]);
+}
+
+#[test]
+fn a_paused_rollout_makes_no_instance_to_help_it() {
+    let (mut fleet, seen) = upgrade(2, |_| {});
+    (fleet.surge, fleet.paused) = (1, true);
+    assert_eq!(steps(&fleet, &seen), [""; 0]);
 }
 
 #[test]

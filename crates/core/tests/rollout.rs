@@ -12,7 +12,7 @@ use stead_core::fleet::{
     Trouble,
 };
 use stead_core::ids::{Generation, Ordinal, ReleaseNo};
-use stead_core::manifest::{Batches, Manifest, Pause, RestartPolicy};
+use stead_core::manifest::{Amount, Batch, Batches, Manifest, Pause, RestartPolicy};
 use stead_core::rollout::{
     Gate, Phase, Reach, Rollout, RolloutKind, START_ATTEMPTS, advance, wanted,
 };
@@ -335,6 +335,81 @@ fn rolling_back_knows_the_release_before() {
     app.restart(None, &manifest(), change(RolloutKind::Restart)).unwrap();
     finish(&mut app);
     assert_eq!(app.before, Some(ReleaseNo(2)), "a restart is no other release");
+}
+
+/// Releases that come in three batches, and wait for a person after each.
+fn three_batches(release: u32, first: Option<u8>) -> BTreeMap<ReleaseNo, ReleaseSpec> {
+    let rules = |settings: &mut Manifest| {
+        let rollout = &mut settings.rollout;
+        rollout.pause = Pause::Manual;
+        rollout.batches = Batches::Count(3);
+        if first.is_some() {
+            let gray = Batch { weight: first, ..Batch::of(Amount::Count(1)) };
+            rollout.batches = Batches::List(vec![gray]);
+        }
+    };
+    let mut releases = releases();
+    releases.insert(ReleaseNo(release), spec(release, rules));
+    releases
+}
+
+#[test]
+fn scaling_down_leaves_no_gate_out() {
+    let releases = three_batches(2, None);
+    let mut app = stable(6);
+    deploy(&mut app, 2);
+    let reach = Reach::Of([5, 4, 3, 2].map(Ordinal).into());
+    let gate = Some(Gate { since: NOW, until: None });
+    app.enter(Phase::Progressing { batch: 1, reach, done: 4, since: NOW, gate });
+    for instances in [2, 1] {
+        app.scale(instances, NOW);
+        let fleet = wanted(&app, &releases).fleet;
+        let phase = advance(&app, &fleet, &settled(&fleet), None, NOW).phase;
+        let all = matches!(&phase, Some(Phase::Progressing { reach: Reach::All, .. }));
+        assert!(!all, "{instances}: a person promotes it, not its size: {phase:?}");
+    }
+    app.promote(&releases[&ReleaseNo(2)].settings.rollout, false, NOW).unwrap();
+    assert_eq!(fleet(&app).wanted(Ordinal(0)).unwrap().release, ReleaseNo(2));
+}
+
+#[test]
+fn what_is_given_up_keeps_its_small_share_and_its_rules_go() {
+    let releases = three_batches(2, Some(10));
+    let mut app = stable(4);
+    deploy(&mut app, 2);
+    let reach = Reach::Of([Ordinal(3)].into());
+    app.enter(Phase::Progressing { batch: 0, reach, done: 1, since: NOW, gate: None });
+    let weights = |app: &App| wanted(app, &releases).routing.unwrap().split.weights;
+    let gray = weights(&app);
+    assert_eq!(gray.len(), 2);
+    app.abort("root", NOW).unwrap();
+    assert_eq!(weights(&app), gray, "not a quarter of the requests because it failed");
+}
+
+#[test]
+fn an_app_that_starts_again_has_its_time_to_go_back() {
+    let mut app = stable(1);
+    deploy(&mut app, 2);
+    progress(&mut app);
+    app.abort("root", NOW).unwrap();
+    app.stop();
+    let late = NOW + Micros(app.active().unwrap().deadline.0 * 3);
+    app.start(late);
+    assert_eq!(name(&found_at(&app, late, |seen| seen.instances.clear())), "stays");
+}
+
+#[test]
+fn what_stands_in_for_others_fails_a_rollout_too() {
+    let mut app = stable(2);
+    deploy(&mut app, 2);
+    progress(&mut app);
+    let wanted = Fleet { surge: 1, ..fleet(&app) };
+    let mut seen = settled(&wanted);
+    let error = UserError::new(Code::NeverReady, "it failed", "look");
+    let surplus = seen.instances.get_mut(&Ordinal(2)).expect("it is made");
+    let revision = wanted.heading.expect("it is going there");
+    surplus.trouble = Some(Trouble { revision, error, at: NOW, count: 1, was_ready: false });
+    assert_eq!(name(&advance(&app, &wanted, &seen, None, NOW).phase), "undoing");
 }
 
 /// What people and the reconciler do to an App.

@@ -341,3 +341,56 @@ async fn a_limit_that_cannot_be_set_is_told_and_what_runs_goes_on() {
     assert_eq!(Line::open(raw(&now), None).ask(), who);
     node.end().await;
 }
+
+/// How the first of two Releases ends whose time to stand still is over, and whether its
+/// farewell was run.
+async fn end_of_the_kept(node: &Node, change: serde_json::Value) -> (i32, bool) {
+    let woken = json!(["python3", "-c", "open('/data/woken', 'w')"]);
+    let with = |settings: &mut Manifest| {
+        let rollout = json!({"strategy": "in-place", "keep_previous": "200ms"});
+        patch(settings, json!({"rollout": rollout, "lifecycle": {"pre_stop": {"exec": woken}}}));
+        patch(settings, change.clone());
+    };
+    let release = |tag| node.release_from("python3", tag, with);
+    let releases = [(1, release("1").await), (2, release("2").await)];
+    node.apply(&towards(&node.app, 1, (1, 1), &releases)).await;
+    let first = serving_id(&node.until("the first serves", serves_run(1)).await);
+    node.apply(&towards(&node.app, 2, (2, 2), &releases)).await;
+    let alone = |i: &InstanceSeen| serves_run(2)(i) && i.containers.iter().all(|c| c.id != first);
+    node.until("only the second is there", alone).await;
+    assert_eq!(node.phases(PhaseName::Freeze).len(), 1);
+    let events = node.witness.events().into_iter();
+    let ends = events.filter(|event| event.container.as_ref() == Some(&first));
+    let mut codes = ends.filter_map(|event| match event.fact {
+        Fact::Exited { exit } => Some(exit.code),
+        _ => None,
+    });
+    let code = codes.next().unwrap();
+    let volumes = node.config.data_dir.join("volumes");
+    (code, holds_file(&volumes, "woken"))
+}
+
+fn holds_file(folder: &std::path::Path, name: &str) -> bool {
+    std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|entry| entry.file_name().to_str() == Some(name) || holds_file(&entry.path(), name))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_still_never_moves_again_where_another_has_its_disk() {
+    let node = Node::new('s').await;
+    let exclusive = json!({"volumes": [{"name": "data", "mount": "/data"}]});
+    let (code, woken) = end_of_the_kept(&node, exclusive).await;
+    assert_eq!((code, woken), (128 + libc::SIGKILL, false));
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_still_says_farewell_where_it_harms_nobody() {
+    let node = Node::new('t').await;
+    let shared = json!({"volumes": [{"name": "data", "mount": "/data", "shared": true}]});
+    assert_eq!(end_of_the_kept(&node, shared).await, (0, true));
+    node.end().await;
+}

@@ -1,8 +1,9 @@
 //! One Backend while the gateway knows it: its gate, its connections, its counters.
 //!
-//! Promises: lives on over route generations as long as its Container is the same; a
-//! [`Claim`] keeps the Backend from being drained until it is dropped, and the drop that
-//! leaves a closed Backend empty is announced.
+//! Promises: lives on over route generations as long as all that is said of its Container is the
+//! same; another takes its place when that changes, as its Release does by an update. A [`Claim`]
+//! keeps the Backend from being drained until it is dropped, and the drop that leaves a closed
+//! Backend empty is announced.
 
 use std::io;
 use std::net::SocketAddr;

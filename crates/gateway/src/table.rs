@@ -60,7 +60,9 @@ struct World {
     loaded: bool,
     /// Apps that are routed, and those that are gone while requests of theirs are not.
     apps: BTreeMap<AppKey, Arc<App>>,
-    backends: HashMap<ContainerId, Arc<Backend>>,
+    /// What each Container is, and what it was as long as requests of that time have not ended:
+    /// it is drained when all of these are.
+    backends: HashMap<ContainerId, Vec<Arc<Backend>>>,
     /// Containers that were open and are forgotten, the last of them: one that comes back, as
     /// after it was frozen, has been warm.
     veterans: VecDeque<ContainerId>,
@@ -133,15 +135,15 @@ impl Routes {
     /// The generation in force, if `container` is closed and empty in it.
     pub(crate) fn confirm_drained(&self, container: &ContainerId) -> Option<Generation> {
         let world = self.world();
-        let drained = world.backends.get(container).is_none_or(|backend| backend.is_drained());
+        let drained = world.backends.get(container).is_none_or(|known| all_drained(known));
         drained.then_some(world.routes.generation)
     }
 
-    /// Every Backend that is closed and empty, with the generation in force.
+    /// Every Container that is closed and empty, with the generation in force.
     pub(crate) fn drained(&self) -> (Generation, Vec<ContainerId>) {
         let world = self.world();
-        let drained = world.backends.values().filter(|backend| backend.is_drained());
-        (world.routes.generation, drained.map(|backend| backend.container.clone()).collect())
+        let drained = world.backends.iter().filter(|(_, known)| all_drained(known));
+        (world.routes.generation, drained.map(|(container, _)| container.clone()).collect())
     }
 
     /// The Apps with requests, or that had some.
@@ -161,8 +163,8 @@ impl Routes {
         use std::sync::atomic::Ordering::Relaxed;
         let world = self.world();
         let open = |routes: &AppRoutes| {
-            let backends = routes.backends.iter().filter_map(|b| world.backends.get(&b.container));
-            backends.map(|backend| backend.pool.open.load(Relaxed)).sum()
+            let known = routes.backends.iter().filter_map(|b| world.backends.get(&b.container));
+            known.flatten().map(|backend| backend.pool.open.load(Relaxed)).sum()
         };
         world.routes.apps.iter().map(|(key, routes)| (key.clone(), open(routes))).collect()
     }
@@ -170,7 +172,7 @@ impl Routes {
     /// Closes connections that were idle for too long, and forgets what is over.
     pub(crate) fn tidy(&self, now: Instant) {
         let mut world = self.world();
-        for backend in world.backends.values() {
+        for backend in world.backends.values().flatten() {
             backend.pool.expire(now);
         }
         world.forget();
@@ -197,18 +199,19 @@ impl World {
         };
         let (mut open, mut closed) = (Vec::new(), Vec::new());
         for spec in &routes.backends {
-            let known = self.backends.get(&spec.container);
-            let backend = match known {
-                Some(known) if known.is(spec, routes.protocol) => known.clone(),
-                _ => {
+            let known = self.backends.entry(spec.container.clone()).or_default();
+            let backend = match known.iter().find(|known| known.is(spec, routes.protocol)) {
+                Some(same) => same.clone(),
+                None => {
                     let counters = app.counters.release(spec.release);
-                    let warm = first || known.is_some() || self.veterans.contains(&spec.container);
+                    let warm =
+                        first || !known.is_empty() || self.veterans.contains(&spec.container);
                     let opened = (!warm).then(Instant::now);
                     let backend =
                         Backend::new(spec, routes.protocol, counters, opened, hints.clone());
                     let backend = Arc::new(backend);
-                    // Another Backend under the same id is closed below, as one that is gone.
-                    self.backends.insert(spec.container.clone(), backend.clone());
+                    // What the Container was until now is closed below, as one that is gone.
+                    known.push(backend.clone());
                     backend
                 }
             };
@@ -242,13 +245,17 @@ impl World {
         let Self { routes, apps, backends, veterans, .. } = self;
         apps.retain(|key, app| routes.apps.contains_key(key) || app.in_flight() > 0);
         // A routed Backend is held by its App too, one in use by its claims.
-        backends.retain(|container, backend| {
-            let kept = !backend.is_drained() || Arc::strong_count(backend) > 1;
-            if !kept {
+        backends.retain(|container, known| {
+            known.retain(|backend| !backend.is_drained() || Arc::strong_count(backend) > 1);
+            if known.is_empty() {
                 veterans.push_back(container.clone());
             }
-            kept
+            !known.is_empty()
         });
         veterans.drain(..veterans.len().saturating_sub(VETERANS));
     }
+}
+
+fn all_drained(known: &[Arc<Backend>]) -> bool {
+    known.iter().all(|backend| backend.is_drained())
 }

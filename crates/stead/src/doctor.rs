@@ -302,7 +302,11 @@ fn damaged(layout: &Layout) -> Vec<Finding> {
     // Without an answer there is nothing to say: that it does not run is said already.
     let records =
         runtime.ok().and_then(|rt| rt.block_on(client.get::<Vec<String>>("/doctor")).ok());
-    let finding = |record| {
+    let locked = Code::SecretsLocked.as_str();
+    let finding = |record: String| {
+        if record.starts_with(locked) {
+            return Finding::note("secrets", record, format!("see docs/errors/{locked}.md"));
+        }
         Finding::note(
             "record",
             record,

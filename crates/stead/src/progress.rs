@@ -237,7 +237,7 @@ mod tests {
                 only: None,
                 phase: Phase::Progressing {
                     batch: 0,
-                    reach: stead_core::rollout::Reach::All,
+                    reach: Reach::All,
                     done,
                     since: Time(0),
                     gate: None,

@@ -93,11 +93,14 @@ pub(super) async fn plan(
     let manifest = read_manifest(&request.manifest)?;
     belongs(&manifest, &key)?;
     api.claim_hosts(&key, &manifest)?;
+    let (secrets, _) = api.vault.hold(&key, &manifest.secrets)?;
     let before = api.store.get::<App>(&key.to_string())?.map(|stored| stored.value);
     if before.is_none() {
         api.enter_namespace(&key)?;
     }
     let (images, seen) = tokio::join!(api.resolve(&manifest), api.engine.observe(&key));
+    let mut images = images?;
+    images.secrets = secrets;
     let seen = match before {
         Some(_) => seen?,
         None => FleetSeen::default(),
@@ -107,7 +110,7 @@ pub(super) async fn plan(
     let decision = api.decide_release(
         before.clone(),
         &manifest,
-        &images?,
+        &images,
         &author,
         RolloutKind::Deploy,
         true,

@@ -207,7 +207,6 @@ impl Entry {
             },
             protocol,
             stopped: routing.stopped,
-            ..AppRoutes::default()
         })
     }
 }

@@ -358,3 +358,53 @@ impl Ledger {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Code, UserError};
+    use crate::fleet::{Lineup, Revision};
+    use crate::ids::{ReleaseNo, RolloutNo};
+    use crate::rollout::{Phase, RolloutKind};
+    use crate::time::Micros;
+
+    #[test]
+    fn a_record_is_read_back_and_so_is_what_earlier_versions_kept() {
+        let revision = Revision { release: ReleaseNo(1), run: 1, since: 0 };
+        let lineup = Lineup::all(revision).with([Ordinal(1)], revision);
+        let why = UserError::new(Code::Internal, "it is so", "");
+        let rollout = Rollout {
+            number: RolloutNo(1),
+            kind: RolloutKind::Deploy,
+            from: Some(lineup.clone()),
+            meanwhile: None,
+            before: None,
+            to: revision,
+            only: None,
+            again: [(Ordinal(1), 3)].into(),
+            paused: None,
+            phase: Phase::Undone { at: Time(2), why },
+            started: Time(1),
+            deadline: Micros(1),
+            auto_rollback: true,
+            by: "ann".into(),
+            message: None,
+        };
+        let bare = serde_json::to_string(&rollout).unwrap();
+        let record = serde_json::from_str::<Record>(&bare).unwrap();
+        assert_eq!(record, Record::of(rollout));
+        let whole = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(&whole).unwrap(), record);
+    }
+
+    #[test]
+    fn the_ledger_of_some_time_balances() {
+        let before = Ledger { received: 10, completed: 7, in_flight: 3, ..Ledger::default() };
+        let failed = [("cut".to_owned(), 1)].into();
+        let now = Ledger { received: 20, completed: 17, failed, in_flight: 2, ..Ledger::default() };
+        assert!(before.balances() && now.balances());
+        let between = now.since(&before);
+        assert!(between.balances(), "{between:?}");
+        assert_eq!((between.received, between.completed, between.failures()), (13, 10, 1));
+    }
+}

@@ -362,7 +362,8 @@ impl<'a> Instance<'a> {
         // What serves keeps its place; whatever else there is may be in the way.
         let holder = old.iter().find(|c| c.serves()).or(old.first());
         let held = holder.map_or(self.seen.slot, |holder| holder.slot);
-        let wanted = if !self.spec.settings.sidecars.is_empty() {
+        let fixed = !self.spec.settings.sidecars.is_empty();
+        let wanted = if fixed {
             Slot::A
         } else if holder.is_some() && (beside || keep) {
             held.other()
@@ -374,7 +375,9 @@ impl<'a> Instance<'a> {
         let slot = match stands(wanted) {
             None => wanted,
             // Where nothing runs the other slot will do as well.
-            Some(_) if holder.is_none() && stands(wanted.other()).is_none() => wanted.other(),
+            Some(_) if holder.is_none() && !fixed && stands(wanted.other()).is_none() => {
+                wanted.other()
+            }
             // There is no third place: what is of no use, or kept for convenience, goes.
             Some(other) => return self.out(other, After::Stop(None), plan),
         };

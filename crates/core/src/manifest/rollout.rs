@@ -56,7 +56,9 @@ pub struct Rollout {
     /// How long a rollout may go without progress before it counts as failed.
     pub progress_deadline: Span,
     /// How long the old Container stays frozen, so that a rollback is a thaw. Left out: 60s
-    /// after a handover, else not at all.
+    /// after a handover, else not at all. When its time is over it is thawed for `pre_stop` and
+    /// the stop signal; where a volume that is not shared or a sidecar allows only one at a
+    /// time, it is killed as it stands.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_previous: Option<Span>,
     /// How long the new Release is watched after the last batch: until then the analysis or

@@ -138,8 +138,9 @@ fn split(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Split {
 fn weights(rollout: &Rollout, ordinals: &[Ordinal], share: u32) -> Vec<Weight> {
     let to = rollout.to.release;
     let mut others: BTreeMap<ReleaseNo, u32> = BTreeMap::new();
+    let lineup = rollout.lineup();
     for ordinal in ordinals {
-        let runs = rollout.meanwhile.as_ref().map(|lineup| lineup.of(*ordinal).release);
+        let runs = lineup.as_ref().map(|lineup| lineup.of(*ordinal).release);
         if let Some(release) = runs.filter(|release| *release != to) {
             *others.entry(release).or_default() += 1;
         }

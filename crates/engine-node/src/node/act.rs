@@ -18,7 +18,7 @@ use stead_core::time::Time;
 use super::labels::{ContainerLabels, SandboxLabels};
 use super::model::{Ill, Kept};
 use super::pulls::PullWatch;
-use super::serving::{self, mark_open};
+use super::serving::{self, AGAIN, mark_open};
 use super::spec::{self, Order};
 use super::worker::Worker;
 use super::{Shared, change, ends, hooks};
@@ -258,6 +258,10 @@ async fn discard(worker: &Worker, ordinal: Ordinal, id: &ContainerId) {
         && let Err(error) = sandbox.discard(id.as_str()).await
     {
         tracing::warn!(app = %worker.app, container = %id, %error, "discard failed");
+        if let SandboxError::WrongState { .. } = error {
+            // It runs after all, and goes on holding its slot. The next plan says what to do.
+            return tokio::time::sleep(AGAIN).await;
+        }
     }
     mark_open(&worker.shared, id, false);
     worker.report(|model| model.discarded(ordinal, id));

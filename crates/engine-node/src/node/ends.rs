@@ -5,7 +5,7 @@ use std::time::Duration;
 use stead_core::error::{Code, UserError};
 use stead_core::event::{Fact, PhaseName};
 use stead_core::fleet::{
-    ContainerSeen, ContainerState, Exit, Part, Revision, StopCause, TrafficState,
+    ContainerSeen, ContainerState, Exit, Part, ReleaseSpec, Revision, StopCause, TrafficState,
 };
 use stead_core::ids::{ContainerId, Ordinal};
 use stead_core::manifest::{PreStop, RestartPolicy};
@@ -34,13 +34,18 @@ pub(super) async fn stop(
         return;
     };
     let begun = now();
-    let settings = release_spec(worker, revision.release).map(|spec| spec.settings);
-    let pre_stop = settings.as_ref().and_then(|s| s.lifecycle.pre_stop.as_ref());
-    if let (Part::Main, Some(pre_stop)) = (&part, pre_stop) {
-        run_pre_stop(worker, &sandbox, id, pre_stop, grace).await;
-    }
-    let signal = stop_signal(worker, &part, revision);
-    let (exit, ran) = end(worker, &sandbox, id, signal, grace.duration()).await;
+    let frozen = matches!(sandbox.state(id.as_str()), Ok(ViewState::Frozen { .. }));
+    let asked = if frozen && must_not_wake(worker, ordinal, revision) {
+        None
+    } else {
+        let settings = release_spec(worker, revision.release).map(|spec| spec.settings);
+        let pre_stop = settings.as_ref().and_then(|s| s.lifecycle.pre_stop.as_ref());
+        if let (Part::Main, Some(pre_stop)) = (&part, pre_stop) {
+            run_pre_stop(worker, &sandbox, id, pre_stop, grace).await;
+        }
+        Some((stop_signal(worker, &part, revision), grace.duration()))
+    };
+    let (exit, ran) = end(worker, &sandbox, id, asked).await;
     let been_ready = worker.model().been_ready(id);
     worker.report(|model| model.exited(id, exit));
     worker.timed(Some(ordinal), Some(id), Some(revision), PhaseName::Stop, begun);
@@ -56,17 +61,30 @@ pub(super) async fn stop(
     }
 }
 
-/// Has a Container end: by a signal, and by force after the grace. Gives how it ended, and how
-/// long it ran.
+/// Whether what stands still must not move again, not even to end itself: only one may run, and
+/// another may have its disk by now.
+fn must_not_wake(worker: &Worker, ordinal: Ordinal, revision: Revision) -> bool {
+    let wanted = worker.model().fleet.as_ref().and_then(|fleet| fleet.wanted(ordinal));
+    let mut releases = std::iter::once(revision).chain(wanted).map(|revision| revision.release);
+    // Of a Release that nobody knows any more nothing can be said.
+    let alone = |spec: ReleaseSpec| spec.alone().is_some();
+    releases.any(|release| release_spec(worker, release).is_none_or(alone))
+}
+
+/// Has a Container end: asked by a signal, and by force after the grace, or else by force at
+/// once. Gives how it ended, and how long it ran.
 pub(super) async fn end(
     worker: &Worker,
     sandbox: &Sandbox,
     id: &ContainerId,
-    signal: i32,
-    mut grace: Duration,
+    mut asked: Option<(i32, Duration)>,
 ) -> (Exit, Micros) {
     loop {
-        match sandbox.stop(id.as_str(), signal, grace).await {
+        let ended = match asked {
+            Some((signal, grace)) => sandbox.stop(id.as_str(), signal, grace).await,
+            None => sandbox.kill(id.as_str()).await,
+        };
+        match ended {
             Ok(exit) => {
                 let ran = Micros(exit.finished.saturating_sub(exit.started) / 1_000);
                 return (spec::exit(&exit, true), ran);
@@ -79,7 +97,7 @@ pub(super) async fn end(
             // It may still run, and nothing may run beside it.
             Err(error) => {
                 tracing::error!(app = %worker.app, container = %id, %error, "cannot be stopped");
-                grace = Duration::ZERO;
+                asked = asked.map(|(signal, _)| (signal, Duration::ZERO));
                 tokio::time::sleep(STOP_AGAIN).await;
             }
         }

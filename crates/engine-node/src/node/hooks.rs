@@ -93,7 +93,7 @@ pub(super) async fn begin_life(worker: &Arc<Worker>, ordinal: Ordinal, id: &Cont
     let signal = ends::stop_signal(worker, &part, revision);
     let grace = release_spec(worker, revision.release).map(|spec| spec.grace());
     let grace = grace.unwrap_or_default().duration();
-    let (exit, _) = ends::end(worker, &sandbox, id, signal, grace).await;
+    let (exit, _) = ends::end(worker, &sandbox, id, Some((signal, grace))).await;
     worker.report(|model| model.exited(id, exit));
     worker.emit(Some(ordinal), Some(id), Some(revision), Fact::Exited { exit });
 }

@@ -17,12 +17,12 @@ use super::act::{held, troubled};
 use super::model::Ill;
 use super::worker::Worker;
 use crate::clock::now;
-use crate::sandbox::{Sandbox, mark_of};
+use crate::sandbox::{Sandbox, SandboxError, mark_of};
 
 /// Between two looks at what holds up the end of a drain.
 const LOOK: Duration = Duration::from_millis(20);
 /// Between two attempts of what the kernel refuses.
-const AGAIN: Duration = Duration::from_secs(1);
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
 /// Lets a ready Container get requests, and new connections to the Instance's address.
 pub(super) async fn attach(worker: &Worker, ordinal: Ordinal, id: &ContainerId) {
@@ -46,7 +46,7 @@ async fn flip(
     id: &ContainerId,
     sandbox: &Sandbox,
     slot: Slot,
-) -> Result<(), crate::sandbox::SandboxError> {
+) -> Result<(), SandboxError> {
     let begun = now();
     let changes = sandbox.current() != slot;
     sandbox.flip(slot).await?;

@@ -298,12 +298,23 @@ impl Sandbox {
         if let Ok(exit) = timeout(grace, self.wait(container)).await {
             return exit;
         }
+        self.kill(container).await
+    }
+
+    /// Ends a Container at once. What stands still does not run another instruction: a kill is
+    /// the one signal that reaches it. Returns how it ended, also when that was before.
+    ///
+    /// # Errors
+    /// As of [`Sandbox::stop`].
+    pub async fn kill(&self, container: &str) -> Result<Exit, SandboxError> {
         self.signal(container, libc::SIGKILL).await?;
         let late = || SandboxError::Step {
             step: format!("killing container {container}"),
             source: io::ErrorKind::TimedOut.into(),
         };
-        timeout(PATIENCE, self.wait(container)).await.map_err(|_| late())?
+        let exit = timeout(PATIENCE, self.wait(container)).await.map_err(|_| late())??;
+        self.let_go(container);
+        Ok(exit)
     }
 
     /// Sends a signal to a Container's main process.

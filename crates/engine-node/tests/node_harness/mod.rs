@@ -123,7 +123,17 @@ impl Node {
     }
 
     pub async fn release(&self, tag: &str, change: impl FnOnce(&mut Manifest)) -> ReleaseSpec {
-        let (reference, digest) = self.image(tag).await;
+        self.release_from("trivial", tag, change).await
+    }
+
+    /// A Release of an image of the catalogue.
+    pub async fn release_from(
+        &self,
+        name: &str,
+        tag: &str,
+        change: impl FnOnce(&mut Manifest),
+    ) -> ReleaseSpec {
+        let (reference, digest) = self.image_of(name, tag).await;
         let mut settings = settings(&self.app, &reference);
         let startup = r#"{"http": "/healthz", "timeout": "10s"}"#;
         settings.health.startup = Some(serde_json::from_str(startup).unwrap());

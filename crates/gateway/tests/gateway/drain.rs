@@ -2,7 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use stead_core::routes::{AppRoutes, FailReason, Protocol, Split, ToServe};
+use stead_core::ids::ReleaseNo;
+use stead_core::routes::{AppRoutes, Backend, FailReason, Protocol, Split, ToServe};
 
 use crate::kit::*;
 
@@ -83,6 +84,54 @@ async fn an_idle_backend_is_drained_at_once_and_told_again_to_a_new_control_plan
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_changed_its_release_or_mark_is_drained_of_what_it_had_before() {
+    type Update = fn(Backend) -> Backend;
+    let back: Update = |backend| backend;
+    let release: Update = |backend| Backend { release: ReleaseNo(2), ..backend };
+    let mark: Update = |backend| Backend { mark: Some(0x57ead), ..backend };
+    for updates in [&[release][..], &[mark], &[release, mark], &[release, back]] {
+        let control = Control::start();
+        let (app, idle, next) =
+            (TestApp::start(1).await, TestApp::start(1).await, TestApp::start(3).await);
+        control.put(APP, routes([app.open()])).await;
+        let gateway = control.gateway().await;
+        let addr = gateway.http_addrs()[0];
+        let mut tunnel = Raw::connect(addr).await;
+        tunnel
+            .send(format!(
+                "GET /chat HTTP/1.1\r\nHost: {HOST}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+            ))
+            .await;
+        assert_eq!(tunnel.head().await.unwrap().status, 101);
+
+        let mut client = Raw::connect(addr).await;
+        for update in updates {
+            control.put(APP, routes([update(app.open())])).await;
+            assert_eq!(client.get("/").await.body, app.container.as_str());
+        }
+        let update = updates.last().unwrap();
+        let routes = routes([update(app.draining()), idle.draining(), next.open()]);
+        let generation = control.put(APP, routes.clone()).await;
+        // The word about it would have come before the one about `idle`.
+        control.heard_drained(&idle, generation).await;
+        assert!(!control.has_heard_drained(&app), "the tunnel is open");
+        // To a new control plane both are said before anything new is acknowledged.
+        control.hang_up();
+        control.heard_drained_times(&idle, generation, 2).await;
+        control.put(APP, routes).await;
+        assert!(!control.has_heard_drained(&app), "the tunnel is open");
+        tunnel.send("still there").await;
+        assert_eq!(tunnel.exactly(11).await.unwrap(), "still there");
+
+        drop(tunnel);
+        control.heard_drained(&app, generation).await;
+        let of_one = &gateway.report().apps[0].releases[0];
+        assert_eq!((of_one.release, of_one.in_flight), (ReleaseNo(1), 0), "counted where it began");
+        assert!(of_one.received > 0 && of_one.received == of_one.outcomes.completed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_is_never_lost_to_a_flip_and_the_ledger_adds_up() {
     const CLIENTS: usize = 8;
     const REQUESTS: usize = 250;
@@ -105,7 +154,7 @@ async fn a_request_is_never_lost_to_a_flip_and_the_ledger_adds_up() {
     let mut flips = 0;
     while !clients.iter().all(|client| client.is_finished()) {
         let (from, to) = if flips % 2 == 0 { (&blue, &green) } else { (&green, &blue) };
-        let split = Split::all_to(stead_core::ids::ReleaseNo(to.release));
+        let split = Split::all_to(ReleaseNo(to.release));
         let next = AppRoutes { split, ..routes([from.draining(), to.open()]) };
         let generation = control.put(APP, next).await;
         control.heard_drained(from, generation).await;

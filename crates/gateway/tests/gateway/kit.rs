@@ -52,6 +52,7 @@ pub struct Control {
     changes: broadcast::Sender<ToGateway>,
     heard: Arc<Mutex<Vec<ToServe>>>,
     connected: Arc<AtomicUsize>,
+    hung_up: watch::Sender<()>,
 }
 
 impl Control {
@@ -65,6 +66,7 @@ impl Control {
             changes: broadcast::channel(1024).0,
             heard: Arc::default(),
             connected: Arc::default(),
+            hung_up: watch::Sender::new(()),
         })
     }
 
@@ -91,6 +93,7 @@ impl Control {
     }
 
     async fn talk(&self, stream: tokio::net::UnixStream) -> std::io::Result<()> {
+        let mut hung_up = self.hung_up.subscribe();
         let (read, mut write) = stream.into_split();
         let mut lines = BufReader::new(read).lines();
         let hello = lines.next_line().await?.unwrap();
@@ -111,9 +114,15 @@ impl Control {
                         self.heard.lock().unwrap().push(serde_json::from_str(&line)?);
                     }
                     change = changes.recv() => break change.unwrap(),
+                    _ = hung_up.changed() => return Ok(()),
                 }
             };
         }
+    }
+
+    /// Ends every connection; gateways come back.
+    pub fn hang_up(&self) {
+        self.hung_up.send_replace(());
     }
 
     pub fn config(&self) -> GatewayConfig {
@@ -208,11 +217,16 @@ impl Control {
     }
 
     pub async fn heard_drained(&self, app: &TestApp, since: Generation) {
-        self.heard("drained", |message| {
+        self.heard_drained_times(app, since, 1).await;
+    }
+
+    /// Waits until gateways have said as many times since then that an App is drained.
+    pub async fn heard_drained_times(&self, app: &TestApp, since: Generation, times: usize) {
+        let is = |message: &ToServe| {
             matches!(message, ToServe::Drained { container, generation }
                 if *container == app.container && *generation >= since)
-        })
-        .await;
+        };
+        until("drained", || self.count_heard(is) >= times).await;
     }
 
     pub fn has_heard_drained(&self, app: &TestApp) -> bool {

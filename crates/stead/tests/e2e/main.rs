@@ -10,6 +10,7 @@ mod judged;
 mod load;
 mod platform;
 mod refuse;
+mod secrets;
 mod settings;
 mod soak;
 mod steps;

@@ -153,20 +153,22 @@ fn every_protocol_passes_through_everything_that_may_happen_to_a_release() {
     platform.stead(&["rollout", "abort", "web"]).expect(0);
     platform.phase("web", "undone");
     some();
-    // The gateway is replaced while one hands over, `serve` dies while another does.
+    // `serve` dies while one hands over, the gateway is replaced while another does. In this
+    // order: a gateway's last words are stored some seconds after they were heard.
     platform.begin("web", &version("4"), &steps("0s"));
-    platform.begin("rpc", &version("4"), RPC);
+    let killed = platform.kill("serve");
+    eventually("another serve", || platform.pid("serve").filter(|pid| *pid != killed));
+    eventually("the fourth is there", || {
+        let app = platform.app("web")?;
+        (app["rollout"]["phase"] == "watching" && app["release"] == 4).then_some(())
+    });
+    some();
+    platform.begin("web", &version("5"), &steps("0s"));
+    platform.begin("rpc", &version("5"), RPC);
     platform.up();
     platform.phase("web", "watching");
     platform.phase("rpc", "watching");
-    some();
-    platform.begin("web", &version("5"), &steps("0s"));
-    let killed = platform.kill("serve");
-    eventually("another serve", || platform.pid("serve").filter(|pid| *pid != killed));
-    eventually("the fifth is there", || {
-        let app = platform.app("web")?;
-        (app["rollout"]["phase"] == "watching" && app["release"] == 5).then_some(())
-    });
+    assert_eq!((platform.version("web"), platform.version("rpc")), ("5".into(), "5".into()));
     some();
     platform.stead(&["restart", "web"]).expect(0);
     some();

@@ -308,8 +308,8 @@ async fn a_restarted_engine_finds_everything(stage: &mut Stage) -> Verdict {
 
 async fn a_restart_amid_an_upgrade_still_drains(stage: &mut Stage) -> Verdict {
     let releases = [
-        (1, stage.release(&stage.images.good, as_is).await?),
-        (2, stage.release(&stage.images.second, as_is).await?),
+        (1, stage.release(&stage.images.good, in_place).await?),
+        (2, stage.release(&stage.images.second, in_place).await?),
     ];
     stage.settle(&stage.fleet(1, 2, (1, 1), &releases)).await?;
     let upgrade = stage.fleet(2, 2, (2, 2), &releases);

@@ -116,8 +116,8 @@ impl Client {
                     *kept = Some(sender);
                     break response;
                 }
-                // Not a byte was written, so nothing was lost.
-                Err(error) if error.is_canceled() && is_reused => {}
+                // Not a byte was written, or it was not taken up: nothing was lost.
+                Err(error) if is_reused && (error.is_canceled() || was_refused(&error)) => {}
                 Err(error) => {
                     let which = if is_reused { "a reused" } else { "a new" };
                     let kind =
@@ -181,6 +181,15 @@ impl Client {
         }
         request.body(body).expect("a plan's host and paths are valid in a request")
     }
+}
+
+/// Whether the server had announced that it takes no more streams on this connection, and had
+/// not taken this one up (RFC 9113, section 6.8): every client sends such a request again.
+fn was_refused(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| {
+        cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR)
+    })
 }
 
 fn upload() -> Body {

@@ -488,7 +488,7 @@ impl World {
         self.arrivals_until = self.now + Micros::from_secs(1);
         let app = self.desk.key.clone();
         for ordinal in (0..LARGEST).map(Ordinal) {
-            self.node.fault(&app, ordinal, Fault::Recover, self.now);
+            while self.node.fault(&app, ordinal, Fault::Recover, self.now) {}
         }
         self.take_in();
         loop {

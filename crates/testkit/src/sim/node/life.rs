@@ -37,6 +37,11 @@ impl Node {
                 _ => None,
             }));
         }
+        running.retain(|(_, health)| match fault {
+            Fault::Unready => *health == Health::Ready,
+            Fault::Recover => *health == Health::Unready,
+            Fault::Crash | Fault::Oom | Fault::Dead => true,
+        });
         if running.is_empty() {
             return false;
         }
