@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use node_harness::{Line, Node, PATIENCE, get, one, patch, towards};
+use rustix::process::Signal;
 use serde_json::json;
 use stead_core::event::{Fact, PhaseName};
 use stead_core::fleet::{
@@ -392,5 +393,100 @@ async fn what_stands_still_says_farewell_where_it_harms_nobody() {
     let node = Node::new('t').await;
     let shared = json!({"volumes": [{"name": "data", "mount": "/data", "shared": true}]});
     assert_eq!(end_of_the_kept(&node, shared).await, (0, true));
+    node.end().await;
+}
+
+/// A readiness that a process that was stopped loses within a moment.
+fn watched(settings: &mut Manifest) {
+    patient(settings);
+    let readiness =
+        json!({"http": "/healthz", "period": "20ms", "timeout": "100ms", "failures": 2});
+    patch(settings, json!({"health": {"readiness": readiness}}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_old_that_drains_takes_over_again_when_the_new_fails() {
+    let node = Node::new('u').await;
+    let releases = [(1, node.release("1", watched).await), (2, node.release("2", watched).await)];
+    node.apply(&towards(&node.app, 1, (1, 1), &releases)).await;
+    let first = node.until("the first serves", serves_run(1)).await;
+    let (old, to) = (serving_id(&first), raw(&first));
+    let mut line = Line::open(to, None);
+    node.apply(&towards(&node.app, 2, (2, 2), &releases)).await;
+    let drains =
+        |i: &InstanceSeen| serves_run(2)(i) && one(i, &old).traffic == TrafficState::Draining;
+    let second = node.until("the second serves, the first drains", drains).await;
+    let new = serving_id(&second);
+    node.signal(new.as_str(), Signal::STOP);
+    node.until("the first serves again", serves_run(1)).await;
+    assert_eq!((Line::open(to, None).version(), line.version()), ("1".into(), "1".into()));
+    node.signal(new.as_str(), Signal::CONT);
+    node.until("the second serves again, the first drains", drains).await;
+    assert_eq!(Line::open(to, None).version(), "2");
+    drop(line);
+    node.until("the first stands still", |i| frozen(i).is_some_and(|c| c.id == old)).await;
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_what_was_unready_when_it_was_replaced_are_not_cut() {
+    let node = Node::new('v').await;
+    let releases = [(1, node.release("1", watched).await), (2, node.release("2", watched).await)];
+    node.apply(&towards(&node.app, 1, (1, 1), &releases)).await;
+    let first = node.until("the first serves", serves_run(1)).await;
+    let old = serving_id(&first);
+    let mut line = Line::open(raw(&first), None);
+    node.signal(old.as_str(), Signal::STOP);
+    let out = |i: &InstanceSeen| one(i, &old).traffic == TrafficState::Detached;
+    node.until("it is taken out", out).await;
+    node.apply(&towards(&node.app, 2, (2, 2), &releases)).await;
+    let ends = |i: &InstanceSeen| {
+        let state = i.containers.iter().find(|c| c.id == old).map(|c| &c.state);
+        serves_run(2)(i) && matches!(state, Some(ContainerState::Stopping { .. }))
+    };
+    node.until("the second serves, the first is to end", ends).await;
+    node.signal(old.as_str(), Signal::CONT);
+    for _ in 0..20 {
+        assert_eq!(line.version(), "1");
+    }
+    drop(line);
+    node.until("it has ended", |i| i.containers.iter().all(|c| c.id != old)).await;
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_a_change_that_was_cut_off_do_not_stay() {
+    let mut node = Node::new('w').await;
+    let limited = |settings: &mut Manifest| {
+        patient(settings);
+        patch(settings, json!({"resources": {"pids": 55}}));
+    };
+    let releases = [(1, node.release("1", limited).await)];
+    node.apply(&towards(&node.app, 1, (1, 1), &releases)).await;
+    let id = serving_id(&node.until("it serves", serves_run(1)).await);
+    assert_eq!(node.limit(id.as_str(), "pids.max"), ["55"]);
+    // As an update does first, whose `serve` is then killed and whose Rollout is aborted.
+    node.set_limit(id.as_str(), "pids.max", "77");
+    node.restart().await;
+    assert_eq!(node.limit(id.as_str(), "pids.max"), ["55"]);
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_a_crash_starts_when_no_request_can_reach_it_too_early() {
+    let node = Node::new('x').await;
+    let releases = [(1, node.release("1", patient).await)];
+    node.apply(&towards(&node.app, 1, (1, 1), &releases)).await;
+    let first = serving_id(&node.until("it serves", serves_run(1)).await);
+    node.gateway.be_deaf(true);
+    node.kill(first.as_str());
+    let ended = |i: &InstanceSeen| matches!(one(i, &first).state, ContainerState::Exited(_));
+    let told = |_: &InstanceSeen| node.gateway.detaches(&first) == 2;
+    let now = node.until("its end is known, and the next waits", |i| ended(i) && told(i)).await;
+    assert_eq!(one(&now, &first).traffic, TrafficState::Draining);
+    assert_eq!(node.phases(PhaseName::Start).len(), 1);
+    node.gateway.be_deaf(false);
+    let next = |i: &InstanceSeen| serves_run(1)(i) && i.containers.iter().all(|c| c.id != first);
+    node.until("the next serves", next).await;
     node.end().await;
 }

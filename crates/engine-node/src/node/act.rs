@@ -201,7 +201,8 @@ async fn prepare(
         Part::Sidecar(_) => None,
     };
     let id = spec::container_id(&sandbox, part, revision, begun);
-    let kept = Kept { port, image: digest.clone(), post_started: false, been_ready: false };
+    let image = digest.clone();
+    let kept = Kept { port, image, post_started: false, been_ready: false, hushed: false };
     let container = ContainerSeen::prepared(id.clone(), part.clone(), slot, revision);
     let labels = ContainerLabels::of(&container, &kept);
     let container_spec = spec::container(&worker.shared, order, &id, &labels, slot, volumes)?;
@@ -234,9 +235,13 @@ pub(super) async fn relabel(worker: &Worker, ordinal: Ordinal, id: &ContainerId)
 }
 
 async fn start(worker: &Arc<Worker>, ordinal: Ordinal, id: &ContainerId) {
-    let Some((sandbox, ContainerSeen { revision, part, .. })) = held(worker, ordinal, id) else {
+    let Some((sandbox, ContainerSeen { revision, part, slot, .. })) = held(worker, ordinal, id)
+    else {
         return;
     };
+    if part.is_main() {
+        serving::clear(worker, ordinal, slot).await;
+    }
     let begun = now();
     match sandbox.start(id.as_str()).await {
         Ok(()) => {

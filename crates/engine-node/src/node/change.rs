@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use stead_core::event::PhaseName;
-use stead_core::fleet::{ContainerSeen, Revision, TrafficState};
+use stead_core::fleet::{ContainerSeen, ContainerState, Revision, TrafficState};
 use stead_core::ids::{ContainerId, Ordinal};
 
 use super::act::{held, relabel, release_spec, troubled};
@@ -49,24 +49,40 @@ async fn limit(
     let of = |revision: Revision| {
         spec::resources(&release_spec(worker, revision.release)?, &container.part)
     };
-    match of(revision) {
-        Some(wanted) if of(container.revision) != Some(wanted) => {
-            sandbox.update_resources(container.id.as_str(), &wanted).await
-        }
-        _ => Ok(()),
+    let (wanted, known) = (of(revision), of(container.revision));
+    let Some(wanted) = wanted.filter(|wanted| known.as_ref() != Some(wanted)) else {
+        return Ok(());
+    };
+    let set = sandbox.update_resources(container.id.as_str(), &wanted).await;
+    if let (Err(_), Some(known)) = (&set, known) {
+        // Some may have been set. What was allowed before is allowed again.
+        let _ = sandbox.update_resources(container.id.as_str(), &known).await;
     }
+    set
 }
 
 /// Lets a Container that gets no requests stand still. One that cannot is stopped: it is of no
 /// other use.
 pub(super) async fn freeze(worker: &Arc<Worker>, ordinal: Ordinal, id: &ContainerId) {
-    let Some((sandbox, ContainerSeen { revision, .. })) = held(worker, ordinal, id) else { return };
+    let Some((sandbox, container)) = held(worker, ordinal, id) else { return };
+    let revision = container.revision;
+    let grace = release_spec(worker, revision.release).map(|spec| spec.grace());
+    let grace = grace.unwrap_or_default();
+    tokio::select! {
+        biased;
+        _ = serving::hush(worker, &sandbox, &container, grace.duration()) => {}
+        () = serving::called_back(worker, ordinal, id) => return worker.watch(id),
+    }
+    let running = |c: &ContainerSeen| matches!(c.state, ContainerState::Running { .. });
+    if !worker.model().container(id).is_some_and(|(_, c)| running(c)) {
+        // It ended by itself meanwhile, and that was told.
+        return;
+    }
     let begun = now();
     if let Err(error) = sandbox.freeze(id.as_str()).await {
         tracing::warn!(app = %worker.app, container = %id, %error, "is stopped, not frozen");
         worker.report(|model| model.stopping(id, now()));
-        let grace = release_spec(worker, revision.release).map(|spec| spec.grace());
-        return ends::stop(worker, ordinal, id, grace.unwrap_or_default(), None).await;
+        return ends::stop(worker, ordinal, id, grace, None).await;
     }
     worker.report(|model| model.frozen(id, now()));
     worker.timed(Some(ordinal), Some(id), Some(revision), PhaseName::Freeze, begun);

@@ -13,9 +13,8 @@ use stead_core::time::Micros;
 
 use super::act::{called, containers, held, release_spec, remove_sandbox, troubled};
 use super::model::Ill;
-use super::serving::mark_open;
-use super::spec;
 use super::worker::Worker;
+use super::{serving, spec};
 use crate::clock::now;
 use crate::sandbox::{ExecSpec, Sandbox, SandboxError, ViewState};
 
@@ -30,11 +29,13 @@ pub(super) async fn stop(
     grace: Micros,
     because: Option<StopCause>,
 ) {
-    let Some((sandbox, ContainerSeen { part, revision, .. })) = held(worker, ordinal, id) else {
-        return;
-    };
+    let Some((sandbox, container)) = held(worker, ordinal, id) else { return };
     let begun = now();
     let frozen = matches!(sandbox.state(id.as_str()), Ok(ViewState::Frozen { .. }));
+    if !frozen && because.is_none() && grace.0 > 0 {
+        serving::hush(worker, &sandbox, &container, grace.duration()).await;
+    }
+    let ContainerSeen { part, revision, .. } = container;
     let asked = if frozen && must_not_wake(worker, ordinal, revision) {
         None
     } else {
@@ -185,9 +186,11 @@ pub(super) async fn crashed(worker: &Worker, id: &ContainerId, mut exit: Exit) {
     exit.intended |= frozen;
     let ContainerSeen { part, revision, traffic, .. } = container;
     let was_ready = part.is_main() && worker.model().been_ready(id);
-    mark_open(&worker.shared, id, false);
+    let routed = traffic != TrafficState::Detached;
     let fresh = worker.report(|model| {
-        model.traffic(id, TrafficState::Detached);
+        if routed {
+            model.traffic(id, TrafficState::Draining);
+        }
         model.exited(id, exit)
     });
     if !fresh {
@@ -200,8 +203,8 @@ pub(super) async fn crashed(worker: &Worker, id: &ContainerId, mut exit: Exit) {
         let ill = Ill { revision, error, ran, was_ready };
         troubled(worker, ordinal, &part, Some(id), ill);
     }
-    if traffic != TrafficState::Detached {
-        worker.shared.traffic.detach(&worker.app, id, Duration::ZERO).await;
+    if routed {
+        serving::cut_off(worker, id).await;
     }
 }
 
@@ -246,7 +249,7 @@ pub(super) async fn lost(worker: &Worker, ordinal: Ordinal) {
         troubled(worker, ordinal, &Part::Main, None, ill);
     }
     for id in containers(worker, ordinal) {
-        worker.shared.traffic.detach(&worker.app, &id, Duration::ZERO).await;
+        serving::cut_off(worker, &id).await;
     }
     remove_sandbox(worker, ordinal).await;
 }

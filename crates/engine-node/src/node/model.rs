@@ -92,6 +92,8 @@ pub(super) struct Kept {
     pub(super) post_started: bool,
     /// Whether it has ever been ready: then its start is over, whatever comes.
     pub(super) been_ready: bool,
+    /// Whether the end of connections to what was replaced has been waited for.
+    pub(super) hushed: bool,
 }
 
 impl Model {
@@ -251,6 +253,35 @@ impl Model {
         wanted().unwrap_or(false)
     }
 
+    /// Whether another Container of the App itself is ready in its Instance.
+    pub(super) fn outdone(&self, id: &ContainerId) -> bool {
+        let instance = self.container(id).and_then(|(o, _)| self.seen.instances.get(&o));
+        instance.is_some_and(|instance| instance.mains().any(|c| c.id != *id && c.ready()))
+    }
+
+    /// Whether a Container that was replaced could serve while nobody does: what took its place
+    /// fails, and nothing waits for its end either.
+    pub(super) fn is_missed(&self, ordinal: Ordinal, id: &ContainerId) -> bool {
+        let waiting =
+            |instance: &InstanceSeen| instance.mains().any(|c| c.state == ContainerState::Prepared);
+        let way = self.fleet.as_ref().and_then(|fleet| fleet.way(&self.seen, ordinal));
+        !matches!(way, None | Some(Way::Recreate { .. }))
+            && self.container(id).is_some_and(|(_, container)| container.ready())
+            && !self.outdone(id)
+            && !self.seen.instances.get(&ordinal).is_some_and(waiting)
+    }
+
+    /// Ended Containers of the App itself in a slot that gateways may still send to.
+    pub(super) fn routed_ends(&self, ordinal: Ordinal, slot: Slot) -> Vec<ContainerId> {
+        let instance = self.seen.instances.get(&ordinal);
+        let mains = instance.into_iter().flat_map(InstanceSeen::mains);
+        mains
+            .filter(|c| c.slot == slot && matches!(c.state, ContainerState::Exited(_)))
+            .filter(|c| c.traffic != TrafficState::Detached)
+            .map(|c| c.id.clone())
+            .collect()
+    }
+
     /// Whether a Container has ever been ready.
     pub(super) fn been_ready(&self, id: &ContainerId) -> bool {
         self.kept.get(id).is_some_and(|kept| kept.been_ready)
@@ -298,7 +329,7 @@ impl Model {
         true
     }
 
-    /// Takes in that everything in a Sandbox has ended. Gives what ran, and for how long.
+    /// Takes in that everything in a Sandbox has ended; gateways are still to be told. Gives what ran, and for how long.
     pub(super) fn all_exited(
         &mut self,
         ordinal: Ordinal,
@@ -310,7 +341,9 @@ impl Model {
             if let ContainerState::Running { since, .. } = container.state {
                 ran.push((container.id.clone(), container.revision, exit.at.since(since)));
             }
-            self.traffic(&container.id, TrafficState::Detached);
+            if container.traffic != TrafficState::Detached {
+                self.traffic(&container.id, TrafficState::Draining);
+            }
             self.exited(&container.id, exit);
         }
         ran
@@ -435,7 +468,7 @@ mod tests {
 
     fn kept() -> Kept {
         let image = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
-        Kept { port: None, image, post_started: false, been_ready: false }
+        Kept { port: None, image, post_started: false, been_ready: false, hushed: false }
     }
 
     fn running() -> Model {

@@ -67,8 +67,18 @@ fn take_over(shared: &Shared, model: &mut Model, labels: &SandboxLabels, sandbox
         let ContainerLabels { part, revision, born, port, image, hooks, post_started } = known;
         // Only what was ready is ever frozen.
         let been_ready = open || matches!(view.state, ViewState::Frozen { .. });
-        model.kept.insert(id.clone(), Kept { port, image, post_started, been_ready });
+        model
+            .kept
+            .insert(id.clone(), Kept { port, image, post_started, been_ready, hushed: false });
         let slot = view.slot;
+        if matches!(view.state, ViewState::Running { .. } | ViewState::Frozen { .. }) {
+            let release = model.fleet.as_ref().and_then(|f| f.releases.get(&revision.release));
+            let limits = release.and_then(|release| spec::resources(release, &part));
+            // An update may have been cut off when they were set and its label was not.
+            if let Some(Err(error)) = limits.map(|limits| sandbox.limit(&view.id, &limits)) {
+                tracing::warn!(container = %view.id, %error, "limits may be of another release");
+            }
+        }
         let container = ContainerSeen { id, part, slot, revision, born, state, traffic, hooks };
         instance.containers.push(container);
     }

@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use stead_core::engine::Backend;
 use stead_core::event::PhaseName;
 use stead_core::fleet::{ContainerSeen, ContainerState, Slot, TrafficState};
@@ -21,6 +22,8 @@ use crate::sandbox::{Sandbox, SandboxError, mark_of};
 
 /// Between two looks at what holds up the end of a drain.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a start waits for a gateway to take note of the end of the one before.
+const CLEARANCE: Duration = Duration::from_secs(5);
 /// Between two attempts of what the kernel refuses.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
@@ -64,6 +67,9 @@ pub(super) async fn publish(worker: &Worker, ordinal: Ordinal, id: &ContainerId)
         return;
     };
     let port = worker.model().port(id);
+    if let Some(kept) = worker.model().kept.get_mut(id) {
+        kept.hushed = false;
+    }
     mark_open(&worker.shared, id, true);
     if let Some(port) = port {
         let begun = now();
@@ -96,7 +102,6 @@ pub(super) async fn publish(worker: &Worker, ordinal: Ordinal, id: &ContainerId)
 /// for `drain`. One that is wanted again meanwhile goes on serving.
 pub(super) async fn detach(worker: &Worker, ordinal: Ordinal, id: &ContainerId, drain: Micros) {
     let Some((sandbox, container)) = held(worker, ordinal, id) else { return };
-    let was_wanted = worker.model().wants(ordinal, id);
     let drained = async {
         let begun = now();
         let has_port = worker.model().port(id).is_some();
@@ -106,22 +111,11 @@ pub(super) async fn detach(worker: &Worker, ordinal: Ordinal, id: &ContainerId, 
                 tracing::warn!(app = %worker.app, container = %id, "requests outlived the grace period");
             }
         }
-        // Where the slot is still current more would come, and it is to stop anyway.
-        let replaced = drain.0 > 0 && sandbox.current() != container.slot;
-        if replaced {
-            let left = Micros(drain.0.saturating_sub(now().since(begun).0)).duration();
-            if tokio::time::timeout(left, silence(&sandbox, container.slot)).await.is_err() {
-                tracing::warn!(app = %worker.app, container = %id, "connections outlived the grace period");
-            }
-        }
+        let left = Micros(drain.0.saturating_sub(now().since(begun).0)).duration();
+        let replaced = drain.0 > 0 && hush(worker, &sandbox, &container, left).await;
         if has_port || replaced {
             let revision = Some(container.revision);
             worker.timed(Some(ordinal), Some(id), revision, PhaseName::Drain, begun);
-        }
-    };
-    let wanted_again = async {
-        while was_wanted || !worker.model().wants(ordinal, id) {
-            tokio::time::sleep(LOOK).await;
         }
     };
     tokio::select! {
@@ -130,7 +124,63 @@ pub(super) async fn detach(worker: &Worker, ordinal: Ordinal, id: &ContainerId, 
             mark_open(&worker.shared, id, false);
             worker.report(|model| model.traffic(id, TrafficState::Detached));
         }
-        () = wanted_again => publish(worker, ordinal, id).await,
+        () = called_back(worker, ordinal, id) => publish(worker, ordinal, id).await,
+    }
+}
+
+/// Waits until a Container that is being taken out shall serve all the same: it is wanted again,
+/// or what took its place fails.
+pub(super) async fn called_back(worker: &Worker, ordinal: Ordinal, id: &ContainerId) {
+    let (was_wanted, was_outdone) = {
+        let model = worker.model();
+        (model.wants(ordinal, id), model.outdone(id))
+    };
+    let called = || {
+        let model = worker.model();
+        (!was_wanted && model.wants(ordinal, id)) || (was_outdone && model.is_missed(ordinal, id))
+    };
+    while !called() {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Waits, once and at most for `limit`, until a Container that was replaced serves no connection
+/// of others any more. False: there was nothing to wait for.
+pub(super) async fn hush(
+    worker: &Worker,
+    sandbox: &Sandbox,
+    container: &ContainerSeen,
+    limit: Duration,
+) -> bool {
+    let ContainerSeen { id, slot, part, .. } = container;
+    let hushed = worker.model().kept.get(id).is_none_or(|kept| kept.hushed);
+    // Where the slot is still current more would come, and it is to stop anyway.
+    if hushed || !part.is_main() || sandbox.current() == *slot {
+        return false;
+    }
+    if tokio::time::timeout(limit, silence(sandbox, *slot)).await.is_err() {
+        tracing::warn!(app = %worker.app, container = %id, "connections outlived the grace period");
+    }
+    if let Some(kept) = worker.model().kept.get_mut(id) {
+        kept.hushed = true;
+    }
+    true
+}
+
+/// Takes a Container that has ended out of the routes.
+pub(super) async fn cut_off(worker: &Worker, id: &ContainerId) {
+    worker.shared.traffic.detach(&worker.app, id, Duration::ZERO).await;
+    mark_open(&worker.shared, id, false);
+    worker.report(|model| model.traffic(id, TrafficState::Detached));
+}
+
+/// Waits until no gateway sends to what has ended in a slot: what starts there next has the same
+/// address, and would get its requests before it is ready.
+pub(super) async fn clear(worker: &Worker, ordinal: Ordinal, slot: Slot) {
+    let ended = worker.model().routed_ends(ordinal, slot);
+    let detach = |id| worker.shared.traffic.detach(&worker.app, id, Duration::ZERO);
+    if tokio::time::timeout(CLEARANCE, join_all(ended.iter().map(detach))).await.is_err() {
+        tracing::warn!(app = %worker.app, %ordinal, "a gateway may send requests too early");
     }
 }
 

@@ -447,6 +447,10 @@ impl Sandbox {
         container: &str,
         resources: &Resources,
     ) -> Result<(), SandboxError> {
+        self.limit(container, resources)
+    }
+
+    pub(crate) fn limit(&self, container: &str, resources: &Resources) -> Result<(), SandboxError> {
         self.state(container)?;
         let step = || format!("changing the limits of container {container}");
         self.group(container).limit(resources).map_err(SandboxError::step(step()))

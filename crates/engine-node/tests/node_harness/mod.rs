@@ -33,6 +33,9 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Gateway {
     witness: Arc<Witness>,
     backends: Mutex<Vec<Backend>>,
+    /// It acknowledges no detach meanwhile.
+    deaf: tokio::sync::watch::Sender<bool>,
+    detaches: Mutex<Vec<ContainerId>>,
 }
 
 impl Gateway {
@@ -40,6 +43,16 @@ impl Gateway {
     pub fn backend(&self, container: &ContainerId) -> Backend {
         let backends = self.backends.lock().unwrap();
         backends.iter().rfind(|b| b.container == *container).unwrap().clone()
+    }
+
+    /// From now on it does, or does not, acknowledge that it sends nothing to a Container.
+    pub fn be_deaf(&self, deaf: bool) {
+        self.deaf.send_replace(deaf);
+    }
+
+    /// How often it was told to send nothing to a Container.
+    pub fn detaches(&self, container: &ContainerId) -> usize {
+        self.detaches.lock().unwrap().iter().filter(|id| *id == container).count()
     }
 }
 
@@ -51,7 +64,10 @@ impl Traffic for Gateway {
     }
 
     async fn detach(&self, app: &AppKey, container: &ContainerId, drain: Duration) -> Drained {
-        self.witness.detach(app, container, drain).await
+        self.detaches.lock().unwrap().push(container.clone());
+        let drained = self.witness.detach(app, container, drain).await;
+        self.deaf.subscribe().wait_for(|deaf| !deaf).await.unwrap();
+        drained
     }
 }
 
@@ -224,6 +240,18 @@ impl Node {
 
     /// What a file of a Container's control groups says, in whichever trees it is.
     pub fn limit(&self, container: &str, file: &str) -> Vec<String> {
+        let files = self.limit_files(container, file).into_iter();
+        files.map(|file| std::fs::read_to_string(file).unwrap().trim().to_owned()).collect()
+    }
+
+    /// Writes it.
+    pub fn set_limit(&self, container: &str, file: &str, to: &str) {
+        for file in self.limit_files(container, file) {
+            std::fs::write(file, to).unwrap();
+        }
+    }
+
+    fn limit_files(&self, container: &str, file: &str) -> Vec<PathBuf> {
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
         let trees = mounts.lines().filter_map(|line| {
             let mut fields = line.split(' ').skip(1);
@@ -236,10 +264,8 @@ impl Node {
         while let Some(folder) = folders.pop() {
             let inside = std::fs::read_dir(&folder).into_iter().flatten().flatten();
             folders.extend(inside.filter(|e| e.path().is_dir()).map(|e| e.path()));
-            if folder.ends_with(container)
-                && let Ok(text) = std::fs::read_to_string(folder.join(file))
-            {
-                found.push(text.trim().to_owned());
+            if folder.ends_with(container) && folder.join(file).exists() {
+                found.push(folder.join(file));
             }
         }
         found
@@ -247,16 +273,21 @@ impl Node {
 
     /// Kills everything in them.
     pub fn kill(&self, part: &str) {
-        let mut killed = 0;
+        self.signal(part, rustix::process::Signal::KILL);
+    }
+
+    /// Sends a signal to everything in them.
+    pub fn signal(&self, part: &str, signal: rustix::process::Signal) {
+        let mut reached = 0;
         for folder in self.groups(part) {
             let processes = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap();
             for pid in processes.lines().map(|pid| pid.parse().unwrap()) {
                 let pid = rustix::process::Pid::from_raw(pid).unwrap();
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                killed += 1;
+                let _ = rustix::process::kill_process(pid, signal);
+                reached += 1;
             }
         }
-        assert!(killed > 0, "nothing of {part} runs");
+        assert!(reached > 0, "nothing of {part} runs");
     }
 
     pub async fn end(mut self) {
