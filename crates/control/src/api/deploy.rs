@@ -107,14 +107,8 @@ pub(super) async fn plan(
     };
     let author = Author { by: caller.name, message: request.message, asked: clock::now() };
     // As a deploy decides it; it is only not committed.
-    let decision = api.decide_release(
-        before.clone(),
-        &manifest,
-        &images,
-        &author,
-        RolloutKind::Deploy,
-        true,
-    )?;
+    let decision =
+        api.decide_release(before.clone(), &manifest, &images, &author, RolloutKind::Deploy, true)?;
     let new = decision.release.as_ref();
     let plan = record::plan(&api.store, before.as_ref(), &decision.app, new, &seen)?;
     Ok(Json(PlanView { app: key, plan }))

@@ -127,8 +127,7 @@ fn split(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Split {
         split.rules = vec![Rule { when: asked.matches.clone(), release: rollout.to.release }];
     }
     if let Some(weight) = asked.weight() {
-        let weight = if undoing { 0 } else { u32::from(weight) };
-        split.weights = weights(rollout, &app.ordinals(), weight);
+        split.weights = weights(rollout, &app.ordinals(), u32::from(weight));
     }
     split
 }
