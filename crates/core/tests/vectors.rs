@@ -16,8 +16,7 @@ use stead_core::manifest::{
 use stead_core::rollout::stages;
 use worlds::*;
 
-/// `old` Instances run Release 1 and the rest Release 2; all of those that `reached` names
-/// shall run Release 2.
+/// Instances of Release 1; those in `done` run Release 2 already, and those in `reached` shall.
 fn amid(
     instances: u32,
     done: &[u32],
