@@ -144,7 +144,10 @@ fn weights(rollout: &Rollout, ordinals: &[Ordinal], share: u32) -> Vec<Weight> {
             *others.entry(release).or_default() += 1;
         }
     }
-    if others.is_empty() {
+    // What was held before any Instance ran it needs no share.
+    let held = matches!(rollout.phase, Phase::Held { .. });
+    let absent = held && lineup.is_none_or(|lineup| lineup.releases().all(|r| r != to));
+    if others.is_empty() || absent {
         return Vec::new();
     }
     // In shares that divide without a rest.

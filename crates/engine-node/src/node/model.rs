@@ -329,7 +329,8 @@ impl Model {
         true
     }
 
-    /// Takes in that everything in a Sandbox has ended; gateways are still to be told. Gives what ran, and for how long.
+    /// Takes in that everything in a Sandbox has ended, which gateways are still to be told.
+    /// Gives what ran, and for how long.
     pub(super) fn all_exited(
         &mut self,
         ordinal: Ordinal,

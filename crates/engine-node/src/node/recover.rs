@@ -67,9 +67,8 @@ fn take_over(shared: &Shared, model: &mut Model, labels: &SandboxLabels, sandbox
         let ContainerLabels { part, revision, born, port, image, hooks, post_started } = known;
         // Only what was ready is ever frozen.
         let been_ready = open || matches!(view.state, ViewState::Frozen { .. });
-        model
-            .kept
-            .insert(id.clone(), Kept { port, image, post_started, been_ready, hushed: false });
+        let kept = Kept { port, image, post_started, been_ready, hushed: false };
+        model.kept.insert(id.clone(), kept);
         let slot = view.slot;
         if matches!(view.state, ViewState::Running { .. } | ViewState::Frozen { .. }) {
             let release = model.fleet.as_ref().and_then(|f| f.releases.get(&revision.release));
