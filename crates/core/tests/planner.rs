@@ -150,7 +150,7 @@ fn is_settled(fleet: &Fleet, seen: &FleetSeen) -> bool {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 3000,
+        cases: std::env::var("STEAD_SIM_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(3000),
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
@@ -349,6 +349,16 @@ fn a_frozen_predecessor_is_thawed_where_one_may_change_at_once() {
     let back =
         Fleet { lineup: Some(Lineup::all(revision(1, 1))), heading: Some(revision(1, 1)), ..new };
     assert_eq!(steps(&back, &seen), ["thaw old for 1.1"]);
+}
+
+#[test]
+fn one_prepared_in_the_place_of_the_old_one_goes_on_when_there_is_room_for_both() {
+    let (fleet, mut seen) =
+        upgrade(1, |settings| settings.rollout.strategy = Some(Change::Handover));
+    let prepared =
+        container("new", revision(2, 2), ContainerState::Prepared, TrafficState::Detached);
+    seen.instances.get_mut(&Ordinal(0)).unwrap().containers.push(prepared);
+    assert_eq!(steps(&fleet, &seen), ["detach c-0"]);
 }
 
 #[test]

@@ -299,14 +299,17 @@ impl<'a> Instance<'a> {
         let way = self.spec.change(budget.free);
         let beside = way == Way::Handover && !old.is_empty();
         // What has begun is finished, and what is out of service comes back.
-        let may_begin = |budget: &mut Budget| match serving {
+        let may_begin = |beside: bool, budget: &mut Budget| match serving {
             None => true,
             Some(_) if self.fleet.paused => false,
             Some(_) if beside => budget.begin() && budget.hold_memory(self.spec),
             Some(_) => budget.take(),
         };
         let Some(new) = new else {
-            if self.present_of(&Part::Main) && self.rested(&Part::Main, plan) && may_begin(budget) {
+            if self.present_of(&Part::Main)
+                && self.rested(&Part::Main, plan)
+                && may_begin(beside, budget)
+            {
                 self.prepare_main(beside, &old, &frozen, plan);
             }
             self.stand_in(None, &old, plan);
@@ -314,13 +317,14 @@ impl<'a> Instance<'a> {
         };
         match new.state {
             ContainerState::Prepared | ContainerState::Frozen { .. } => {
+                // One that was prepared where the old one is takes it out, whatever was wanted.
                 let beside = beside && old.iter().all(|old| old.slot != new.slot);
                 let begun = new.state == ContainerState::Prepared && beside;
                 if old.is_empty() {
                     if sidecars_up {
                         self.run(new, plan);
                     }
-                } else if (begun || may_begin(budget))
+                } else if (begun || may_begin(beside, budget))
                     && self.rested(&Part::Main, plan)
                     // What serves is not taken out for one that its sidecars are not there for.
                     && (beside || sidecars_up || serving.is_none())
