@@ -14,6 +14,12 @@ fn known(settings: &str) -> (Platform, Load) {
     platform.deploy("web", &image("trivial", "1"), settings).expect(0);
     let load = Load::start(&platform, MIX);
     load.more(1000);
+    // Gateways report once a second: what nobody has heard of is nothing to compare with.
+    eventually("what version 1 did is known", || {
+        let ledgers = platform.json(&["ledger", "web"]);
+        let received = ledgers.as_array()?.iter().filter_map(|one| one["received"].as_u64());
+        (received.sum::<u64>() >= 1000).then_some(())
+    });
     (platform, load)
 }
 

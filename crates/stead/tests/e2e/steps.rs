@@ -56,7 +56,7 @@ impl Watcher {
                     seen.instances = seen.instances.max(instances.len());
                     seen.looks += 1;
                 }
-                std::thread::sleep(std::time::Duration::from_millis(10));
+                std::thread::sleep(std::time::Duration::from_millis(2));
             }
             seen
         });
@@ -66,7 +66,8 @@ impl Watcher {
     fn end(self) -> Extremes {
         self.stop.store(true, Ordering::Relaxed);
         let seen = self.looking.join().expect("it only looks");
-        assert!(seen.looks > 10, "{seen:?}");
+        // A change of Instances that are ready at once takes some tens of milliseconds.
+        assert!(seen.looks >= 5, "{seen:?}");
         seen
     }
 }
