@@ -192,15 +192,16 @@ impl App {
             return Err(self.no_instance(ordinal));
         }
         let ordinals = self.ordinals();
-        if only.is_none() && self.lineup().is_some_and(|lineup| lineup.is_mixed(&ordinals)) {
-            // Each would have to run what it runs; a Rollout under way knows what that is.
-            if self.active().is_none() {
-                return Err(UserError::new(
-                    Code::Conflict,
-                    format!("instances of app {} run different releases", self.key),
-                    "deploy or roll back first, or restart them one by one with --instance",
-                ));
-            }
+        // Each would have to run what it runs; only a Rollout under way knows what that is.
+        if only.is_none()
+            && self.active().is_none()
+            && self.lineup().is_some_and(|lineup| lineup.is_mixed(&ordinals))
+        {
+            return Err(UserError::new(
+                Code::Conflict,
+                format!("instances of app {} run different releases", self.key),
+                "deploy or roll back first, or restart them one by one with --instance",
+            ));
         }
         if self.rollout.as_ref().is_some_and(|r| matches!(r.phase, Phase::Watching { .. })) {
             // It is a part of what is watched, which is watched anew after it.

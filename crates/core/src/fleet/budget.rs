@@ -9,6 +9,9 @@ pub(super) struct Budget {
     out: u32,
     /// Instances that may begin to change beside what serves.
     beside: u32,
+    /// Instances that are not wanted and may serve on, each in the place of one that is wanted
+    /// and does not serve yet.
+    stand_ins: u32,
     /// Bytes of memory that nothing of this plan has asked for; `None` where it is not known.
     pub(super) free: Option<u64>,
 }
@@ -33,32 +36,42 @@ impl Budget {
         Self {
             out: serving.saturating_sub(fleet.floor()),
             beside: beside.max(least),
+            stand_ins: fleet.instances.saturating_sub(serving),
             free: seen.memory.map(|memory| memory.free),
         }
     }
 
     /// Asks to take one serving Instance out.
     pub(super) fn take(&mut self) -> bool {
-        let granted = self.out > 0;
-        self.out = self.out.saturating_sub(1);
-        granted
+        spend(&mut self.out)
     }
 
     /// Asks to change one Instance that goes on serving meanwhile.
     pub(super) fn begin(&mut self) -> bool {
-        let granted = self.beside > 0;
-        self.beside = self.beside.saturating_sub(1);
+        spend(&mut self.beside)
+    }
+
+    /// The same for a second main Container, whose memory is then set aside.
+    pub(super) fn begin_beside(&mut self, spec: &ReleaseSpec) -> bool {
+        let granted = self.begin();
+        if granted {
+            let needed = spec.settings.resources.memory.map_or(0, |memory| memory.bytes());
+            self.free = self.free.map(|free| free.saturating_sub(needed));
+        }
         granted
+    }
+
+    /// Asks to let an Instance serve on that is not wanted any more.
+    pub(super) fn stand_in(&mut self) -> bool {
+        spend(&mut self.stand_ins)
     }
 }
 
-impl Budget {
-    /// Sets the memory of a second Container aside. True, so that it can follow what grants it.
-    pub(super) fn hold_memory(&mut self, spec: &ReleaseSpec) -> bool {
-        let needed = spec.settings.resources.memory.map_or(0, |memory| memory.bytes());
-        self.free = self.free.map(|free| free.saturating_sub(needed));
-        true
-    }
+/// Takes one of what is left, if anything is.
+fn spend(left: &mut u32) -> bool {
+    let granted = *left > 0;
+    *left = left.saturating_sub(1);
+    granted
 }
 
 /// The order in which Instances are looked at: what is under way or out of service first,

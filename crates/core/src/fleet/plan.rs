@@ -29,21 +29,13 @@ pub fn backoff(count: u32) -> Micros {
 pub fn plan(fleet: &Fleet, seen: &FleetSeen, now: Time) -> Plan {
     let mut plan = Plan { generation: fleet.generation, ..Plan::default() };
     pull(fleet, seen, now, &mut plan);
-    let wanted = fleet.ordinals().chain(fleet.surplus());
-    let serving = u32::try_from(wanted.filter(|o| seen.serves(*o)).count()).unwrap_or(u32::MAX);
-    // What is not wanted any more serves on in the place of what is wanted and does not yet.
-    let mut stand_ins = fleet.instances.saturating_sub(serving);
+    let mut budget = Budget::new(fleet, seen);
     for (ordinal, instance) in &seen.instances {
-        if fleet.wanted(*ordinal).is_some() {
-            continue;
-        }
-        if instance.serving().is_some() && stand_ins > 0 {
-            stand_ins -= 1;
-        } else {
+        let unwanted = fleet.wanted(*ordinal).is_none();
+        if unwanted && !(instance.serving().is_some() && budget.stand_in()) {
             retire(fleet, *ordinal, instance, true, &mut plan);
         }
     }
-    let mut budget = Budget::new(fleet, seen);
     let nothing = InstanceSeen::default();
     for ordinal in order(fleet, seen) {
         let Some(revision) = fleet.wanted(ordinal) else { continue };
@@ -302,7 +294,7 @@ impl<'a> Instance<'a> {
         let may_begin = |beside: bool, budget: &mut Budget| match serving {
             None => true,
             Some(_) if self.fleet.paused => false,
-            Some(_) if beside => budget.begin() && budget.hold_memory(self.spec),
+            Some(_) if beside => budget.begin_beside(self.spec),
             Some(_) => budget.take(),
         };
         let Some(new) = new else {

@@ -61,12 +61,7 @@ pub fn advance(
             let at = Leg { batch: *batch, reach, done: *done, since: *since };
             one.progressing(&at, gate.as_ref(), verdict)
         }
-        Phase::Watching { until, .. } => {
-            if let Some(bad) = one.bad(verdict) {
-                return bad;
-            }
-            one.watching(*until)
-        }
+        Phase::Watching { until, .. } => one.watching(*until, verdict),
         Phase::Undoing { since, why, .. } => one.undoing(*since, why),
         Phase::Done { .. }
         | Phase::Undone { .. }
@@ -152,7 +147,10 @@ impl Journey<'_> {
     }
 
     /// Every Instance had come to run the new Release; at the end of the watch all must.
-    fn watching(&self, until: Time) -> Advance {
+    fn watching(&self, until: Time, verdict: Option<&Verdict>) -> Advance {
+        if let Some(bad) = self.bad(verdict) {
+            return bad;
+        }
         let all = self.ordinals();
         let deadline = until + self.rollout.deadline;
         if self.now < until {
