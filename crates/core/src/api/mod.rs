@@ -2,6 +2,7 @@
 //! nothing else. Every type has an OpenAPI schema.
 
 pub mod exec;
+pub mod package;
 mod platform;
 mod rollout;
 
