@@ -138,6 +138,16 @@ codes! {
     BadReference = "STEAD-I007", BadInput;
     /// The file or folder given is not an image stead can read.
     NotAnImage = "STEAD-I008", BadInput;
+    /// The package is damaged, or holds what no honest package holds.
+    PackageRefused = "STEAD-I009", BadInput;
+    /// The package is whole, but nothing that runs can be made of it as it is.
+    PackageUnfit = "STEAD-I010", BadInput;
+    /// A program that packing needs is missing, or failed.
+    PackageTool = "STEAD-I011", Failed;
+    /// A file or folder of the package cannot be read.
+    PackageUnreadable = "STEAD-I012", BadInput;
+    /// The base image that the package needs is not here.
+    BaseMissing = "STEAD-I013", Failed;
 
     /// The new Release's Instances did not become ready in time.
     NeverReady = "STEAD-E001", Unhealthy;

@@ -1,7 +1,8 @@
 //! stead's embedded engine for one Linux machine.
 //!
 //! [`NodeEngine`] is the engine; [`image`] and [`sandbox`] are what it stands on and can be
-//! used without it. What shall happen is decided in `stead-core`; here it is done.
+//! used without it. [`package`] cuts what people hand over into layers and needs no
+//! engine. What shall happen is decided in `stead-core`; here it is done.
 
 mod cgroup;
 mod clock;
@@ -9,6 +10,7 @@ pub mod image;
 mod logs;
 mod network;
 mod node;
+pub mod package;
 mod probe;
 pub mod sandbox;
 

@@ -1,0 +1,74 @@
+//! Packages: what a person hands over, cut into the layers of an image.
+//!
+//! Promises: needs no root, no image store and no network of its own; the same Package makes
+//! the same layers, byte for byte, on every machine; nothing outside the file or folder that
+//! was named gets into a layer, except what it asks for to run (shared libraries). Packages are
+//! hostile input: archives are read within limits. Does not know how layers travel or what
+//! becomes of them.
+//!
+//! A Package's way: [`recognise`] → [`pack`] → [`Layer::packed`] (is it there already?) →
+//! [`Layer::compress`] (it is not: send it).
+
+mod error;
+mod jar;
+mod pack;
+mod tar;
+mod war;
+mod zip;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use stead_core::api::package::PackageKind;
+
+pub use error::PackError;
+pub use pack::{Pack, PackOptions, USUAL_PORT};
+pub use tar::{Content, Contents, Layer, Node, Tree};
+
+/// What kind of Package the file or folder at `path` is; `None` if it is none, which an image
+/// archive is not either.
+///
+/// # Errors
+/// When it cannot be read, or begins like a Package and is none.
+pub fn recognise(path: &Path) -> Result<Option<PackageKind>, PackError> {
+    let meta = fs::metadata(path).map_err(PackError::io(path))?;
+    if meta.is_dir() {
+        return Ok(folder(path));
+    }
+    let mut magic = Vec::with_capacity(4);
+    let read = File::open(path).and_then(|file| file.take(4).read_to_end(&mut magic));
+    read.map_err(PackError::io(path))?;
+    match magic.as_slice() {
+        b"PK\x03\x04" => jar::recognise(path),
+        // A script is told what works when it is packed.
+        b"\x7fELF" | [b'#', b'!', ..] => Ok(Some(PackageKind::Program)),
+        _ => Ok(None),
+    }
+}
+
+/// What a folder is.
+fn folder(path: &Path) -> Option<PackageKind> {
+    jar::is_folder(path).then_some(PackageKind::Jar)
+}
+
+/// Cuts the Package at `path` into layers.
+///
+/// # Errors
+/// When it is no Package, or cannot be packed; the error says what works.
+pub fn pack(path: &Path, options: &PackOptions) -> Result<Pack, PackError> {
+    match recognise(path)? {
+        Some(PackageKind::Jar) => jar::pack(path, options),
+        Some(PackageKind::War) => war::pack(path, options),
+        Some(kind) => {
+            let reason = format!("packing a {kind:?} is not built yet");
+            Err(PackError::unfit(path, reason, "what works: a jar or war"))
+        }
+        None => Err(PackError::unfit(
+            path,
+            "it is no package that stead knows",
+            "what works: a jar, a war, a program, a folder with a web site, a Python project or \
+             a Node.js project",
+        )),
+    }
+}

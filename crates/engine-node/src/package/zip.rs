@@ -1,0 +1,1 @@
+//! Reads zip archives (being written).
