@@ -9,8 +9,10 @@
 //! A Package's way: [`recognise`] → [`pack`] → [`Layer::packed`] (is it there already?) →
 //! [`Layer::compress`] (it is not: send it).
 
+mod elf;
 mod error;
 mod jar;
+mod libraries;
 mod pack;
 mod tar;
 mod war;
