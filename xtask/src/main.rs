@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod harness;
 mod leftovers;
 mod packages;
@@ -35,6 +36,8 @@ enum Command {
     TestV2(v2::Options),
     /// Measure stead beside crun, runc, podman and docker.
     Bench(bench::Options),
+    /// Give everything that reads what strangers wrote bytes of libFuzzer's making.
+    Fuzz(fuzz::Options),
     /// Check the house rules: arrows, sizes, error pages, formatting, lints.
     Tidy(tidy::Options),
     /// Make the test images and serve them by a registry until the standard input ends.
@@ -65,6 +68,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Test(options) => test::run(&options),
         Command::TestV2(options) => v2::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Tidy(options) => tidy::run(&options),
         Command::Images => {
             packages::install(packages::FOR_TESTS)?;

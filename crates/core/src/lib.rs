@@ -10,6 +10,9 @@ pub mod engine;
 pub mod error;
 pub mod event;
 pub mod fleet;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod ids;
 pub mod invariants;
 pub mod manifest;

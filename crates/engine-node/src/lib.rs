@@ -6,6 +6,9 @@
 
 mod cgroup;
 mod clock;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod image;
 mod logs;
 mod network;

@@ -20,6 +20,9 @@ mod balance;
 mod config;
 mod exchange;
 mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod gateway;
 mod h2c;

@@ -14,7 +14,7 @@ const TOO_LONG: usize = 800;
 const LONGER: &[(&str, &str)] = &[];
 
 /// Folders that hold Rust of ours.
-const SOURCES: &[&str] = &["bench", "crates", "samples", "xtask"];
+const SOURCES: &[&str] = &["bench", "crates", "fuzz", "samples", "xtask"];
 
 /// Names that say nothing about what is inside.
 const EMPTY_NAMES: &[&str] =

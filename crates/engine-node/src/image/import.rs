@@ -239,6 +239,12 @@ fn find(inner: &Inner, path: &Path, wanted: Option<&Reference>) -> Result<Found,
     }
 }
 
+/// Finds an image for `super::fuzzing`.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn find_any(store: &ImageStore, path: &Path) -> Result<(Local, Digest), ImageError> {
+    find(&store.inner, path, None).map(|found| (found.local, found.digest))
+}
+
 fn in_layout(local: Local, wanted: Option<&Reference>, inner: &Inner) -> Result<Found, ImageError> {
     let bytes = local.read_all("index.json", MAX_MANIFEST)?;
     let Document::Index(entries) = Document::parse("index.json", &bytes)? else {

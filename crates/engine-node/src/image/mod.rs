@@ -12,6 +12,8 @@ mod archive;
 mod beneath;
 mod config;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod import;
 mod layer;
 mod manifest;

@@ -187,6 +187,23 @@ impl Registry {
     }
 }
 
+/// Reads a registry's challenge, for `super::fuzzing`: a token comes from nobody but the
+/// registry, whatever it says.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn read_challenge(value: reqwest::header::HeaderValue) {
+    let headers = [(reqwest::header::WWW_AUTHENTICATE, value)].into_iter().collect();
+    let origin: Url = "https://registry.example.com".parse().expect("it is a URL");
+    for challenge in auth::challenges(&headers) {
+        let auth::Challenge::Bearer { realm, .. } = challenge else { continue };
+        let Ok(realm) = realm.parse::<Url>() else { continue };
+        if auth::realm_belongs(&origin, &realm) {
+            let host = realm.host_str().expect("it was compared");
+            assert!(host == "example.com" || host.ends_with(".example.com"), "{realm}");
+            assert_eq!(realm.scheme(), "https");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
