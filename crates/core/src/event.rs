@@ -93,6 +93,11 @@ pub enum Fact {
         /// Why.
         because: Fallback,
     },
+    /// Something about how it runs that a person may want to know.
+    Noted {
+        /// What, in a sentence.
+        what: String,
+    },
     /// A Rollout entered a phase.
     Rollout {
         /// Its number.

@@ -34,6 +34,7 @@ pub(super) fn app(
         image: release.map(|release| release.reference.clone()),
         instances: app.instances,
         ready,
+        jvm: seen.jvm.clone(),
         rollout: app.rollout.clone(),
         created: app.created,
     }

@@ -19,7 +19,7 @@ pub use rollout::{
 use crate::app::Release;
 use crate::error::UserError;
 use crate::event::PhaseName;
-use crate::fleet::{Exit, Health, Part, Revision, Slot, TrafficState};
+use crate::fleet::{Exit, Health, JvmSeen, Part, Revision, Slot, TrafficState};
 use crate::ids::{ContainerId, Digest, Generation, Ordinal, ReleaseNo, RolloutNo};
 use crate::manifest::{EnvName, Manifest};
 use crate::name::AppKey;
@@ -168,6 +168,9 @@ pub struct AppView {
     pub instances: u32,
     /// Of these, ready and taking traffic.
     pub ready: u32,
+    /// The Java virtual machine it runs on, and what speeds its starts up, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jvm: Option<JvmSeen>,
     /// The Rollout under way, or the last one.
     pub rollout: Option<Rollout>,
     /// When it was first deployed.

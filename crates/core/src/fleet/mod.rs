@@ -5,6 +5,7 @@
 //! recreated, restarted or left alone. Engines carry its steps out and observe again.
 
 mod budget;
+mod jvm;
 mod lineup;
 mod part;
 mod plan;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use jvm::{ArchiveKept, ArchiveKind, ArchiveSeen, JvmSeen};
 pub use lineup::{Lineup, Revision};
 pub use part::{Part, Slot};
 pub use plan::{RESTART_BACKOFF_CAP, backoff, plan};

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{HookName, Part, Revision, Slot};
+use super::{HookName, JvmSeen, Part, Revision, Slot};
 use crate::error::UserError;
 use crate::ids::{ContainerId, Digest, Generation, Ordinal, SandboxId};
 use crate::time::Time;
@@ -23,6 +23,9 @@ pub struct FleetSeen {
     /// The machine's memory. `None` where it is not known.
     #[serde(default)]
     pub memory: Option<MemorySeen>,
+    /// The Java virtual machine of the newest Container, where its program is one.
+    #[serde(default)]
+    pub jvm: Option<JvmSeen>,
 }
 
 /// The memory of the machine that holds the Instances.

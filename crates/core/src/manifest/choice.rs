@@ -102,6 +102,32 @@ choice!(
     }
 );
 choice!(
+    /// Whether starts of a Java program are sped up by an archive of its classes.
+    JvmArchive {
+        /// Recorded by a copy of the App that gets no requests, after its first healthy start,
+        /// and used where it was measured to be faster. Not of an App that changes in place or
+        /// has a volume that is not shared: a second copy might do harm.
+        #[default]
+        Auto = "auto",
+        /// Recorded whatever the App is. The copy sees empty volumes instead of the App's.
+        On = "on",
+        /// Never.
+        Off = "off",
+    }
+);
+choice!(
+    /// What the threads of a Java program are.
+    JvmThreads {
+        /// Threads of the operating system, unless the program says otherwise.
+        #[default]
+        Platform = "platform",
+        /// Virtual threads for requests: Spring Boot 3.2 or later on Java 21 or later.
+        Virtual = "virtual",
+        /// Coroutines for all threads: Wisp, on Alibaba Dragonwell 8, 11 or 17.
+        Wisp = "wisp",
+    }
+);
+choice!(
     /// Whether a Container that ended by itself is started again, with a growing pause.
     RestartPolicy {
         /// Whatever its exit code.

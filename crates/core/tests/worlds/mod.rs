@@ -115,6 +115,7 @@ pub fn settled(fleet: &Fleet) -> FleetSeen {
         images: images.collect(),
         instances: fleet.ordinals().chain(fleet.surplus()).filter_map(instance).collect(),
         memory: None,
+        jvm: None,
     }
 }
 
@@ -333,6 +334,7 @@ pub fn some_world() -> impl Strategy<Value = (Fleet, FleetSeen)> {
                     images: images.collect(),
                     instances,
                     memory: memory.map(|(free, pressed)| MemorySeen { free: free << 20, pressed }),
+                    jvm: None,
                 };
                 (fleet, seen)
             },

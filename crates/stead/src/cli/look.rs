@@ -9,7 +9,7 @@ use stead_core::api::{
     AppView, ContainerView, InstanceView, LedgerView, NamespaceView, ReleaseView, Waterfall,
 };
 use stead_core::engine::Usage;
-use stead_core::fleet::{Health, TrafficState};
+use stead_core::fleet::{ArchiveSeen, Health, JvmSeen, TrafficState};
 use stead_core::ids::{Ordinal, ReleaseNo, RolloutNo};
 use stead_core::name::{AppKey, AppName, NamespaceName};
 
@@ -126,6 +126,12 @@ fn status_text(status: &Status) -> String {
         line("image", human::plain(image));
     }
     line("ready", format!("{} of {} instances", app.ready, app.instances));
+    if let Some(jvm) = &app.jvm {
+        line("jvm", human::plain(&jvm_text(jvm)));
+        for note in &jvm.notes {
+            line("note", human::plain(note));
+        }
+    }
     line("created", human::ago(now, app.created));
     if let Some(rollout) = &app.rollout {
         let ago = human::ago(now, rollout.started);
@@ -157,6 +163,24 @@ fn status_text(status: &Status) -> String {
         lines.push(containers_table(instances));
     }
     lines.join("\n")
+}
+
+/// Which virtual machine, and what speeds its starts up.
+fn jvm_text(jvm: &JvmSeen) -> String {
+    let start = match &jvm.archive {
+        ArchiveSeen::Awaited => "an archive of its classes is still to be recorded".to_owned(),
+        ArchiveSeen::Recording => "an archive of its classes is being recorded".to_owned(),
+        ArchiveSeen::Kept(kept) => format!(
+            "start {} → {} ({:.1}x, {} {})",
+            kept.plain,
+            kept.fast,
+            kept.gain(),
+            kept.kind.as_str(),
+            human::bytes(kept.bytes)
+        ),
+        ArchiveSeen::None { why } => format!("starts without an archive: {why}"),
+    };
+    format!("{}, {start}", jvm.jdk)
 }
 
 pub(super) async fn ps(context: &Context, app: &AppName) -> Result<()> {

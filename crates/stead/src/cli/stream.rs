@@ -148,6 +148,7 @@ fn event_line(record: &EventRecord) -> String {
         Fact::Unready { why } => format!("not ready: {why}"),
         Fact::Trouble { error } => format!("trouble: {error}"),
         Fact::Fallback { because } => format!("no handover: {because}"),
+        Fact::Noted { what } => what.clone(),
         Fact::Rollout { number, phase, why } => format!("rollout {number} {phase}: {why}"),
         Fact::Changed { by, what } => format!("{by}: {what}"),
     };
