@@ -12,6 +12,7 @@ use stead_core::engine::{Engine, Secrets, Traffic};
 use stead_core::error::{Code, UserError};
 use stead_core::event::Events;
 use stead_core::name::AppKey;
+use stead_core::registry::RegistryBook;
 use stead_core::routes::Report;
 use tokio::sync::watch;
 
@@ -21,14 +22,14 @@ use crate::clock;
 use crate::events::EventLog;
 use crate::figures::Figures;
 use crate::ledger::Ledgers;
+use crate::needed;
 use crate::reconcile::Reconciler;
 use crate::reconcile::board::Board;
+use crate::registries::Registries;
 use crate::secrets::Vault;
 use crate::store::{Document, Kind, Store, StoreError, Write};
 use crate::traffic::{GatewayNews, Publisher};
 
-/// How often ledgers are stored.
-const LEDGER_STORED: Duration = Duration::from_secs(5);
 /// How long open answers may take after the end was asked for.
 const CLOSING: Duration = Duration::from_secs(2);
 
@@ -125,6 +126,10 @@ impl GatewayNews for News {
         // To be a wake-up of the autoscaler, once there is one.
         tracing::debug!(%app, "requests are parked");
     }
+
+    fn left(&self) {
+        self.ledgers.hurry();
+    }
 }
 
 impl Control {
@@ -153,6 +158,11 @@ impl Control {
     /// For the engine: where it asks for values.
     pub fn secrets(&self) -> Arc<dyn Secrets> {
         Arc::clone(&self.vault) as Arc<dyn Secrets>
+    }
+
+    /// For the engine: what the operator said of registries.
+    pub fn registries(&self) -> Arc<dyn RegistryBook> {
+        Arc::new(Registries::new(Arc::clone(&self.store), Arc::clone(&self.vault)))
     }
 
     /// For the engine: where it attaches and drains.
@@ -194,6 +204,7 @@ impl Control {
             board,
             violations: AtomicU64::new(0),
             began: clock::now(),
+            settled: tokio::sync::Notify::new(),
         });
         let (close, closing) = watch::channel(false);
         let api = Arc::new(Api {
@@ -202,6 +213,7 @@ impl Control {
             vault,
             http: config.http,
             temp_dir: temp_dir(&config),
+            making: tokio::sync::Mutex::default(),
             closing,
         });
         let (addr, serving) = api::serve(api, config.run_dir.join("stead.sock"), config.listen)
@@ -210,8 +222,9 @@ impl Control {
         tracing::info!(data = %config.data_dir.display(), ?addr, "control plane runs");
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(gateways);
+        tasks.spawn(needed::tell(Arc::clone(&reconciler)));
         tasks.spawn(reconciler.run());
-        tasks.spawn(keep_ledgers(Arc::clone(&ledgers), Arc::clone(&store)));
+        tasks.spawn(Arc::clone(&ledgers).keep(Arc::clone(&store)));
         let mut serving = std::pin::pin!(serving);
         tokio::select! {
             () = shutdown => {}
@@ -224,15 +237,6 @@ impl Control {
         tasks.shutdown().await;
         ledgers.persist(&store).await?;
         Ok(())
-    }
-}
-
-async fn keep_ledgers(ledgers: Arc<Ledgers>, store: Arc<Store>) {
-    loop {
-        tokio::time::sleep(LEDGER_STORED).await;
-        if let Err(error) = ledgers.persist(&store).await {
-            tracing::error!(error = ?error, "ledgers cannot be stored");
-        }
     }
 }
 

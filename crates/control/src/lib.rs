@@ -8,13 +8,16 @@
 #[allow(unused_qualifications, reason = "utoipa's macros write parameters with their whole path")]
 mod api;
 mod auth;
+mod bases;
 mod clock;
 mod control;
 mod events;
 mod figures;
 mod ledger;
+mod needed;
 mod reconcile;
 mod record;
+mod registries;
 mod secrets;
 mod store;
 mod traffic;

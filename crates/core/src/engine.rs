@@ -5,17 +5,25 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::api::package::{
+    ArchiveFormat, BaseName, ComposeRequest, Composed, UploadPart, UploadView,
+};
 use crate::error::{Code, UserError};
 use crate::fleet::{Fleet, FleetSeen, Revision};
 use crate::ids::{ContainerId, Digest, Generation, Ordinal};
 use crate::manifest::EnvName;
 use crate::name::AppKey;
+use crate::registry::{Login, RegistryChecked, RegistryHost};
 use crate::secret::Secret;
-use crate::time::Time;
+use crate::time::{Micros, Time};
+
+/// Bytes on their way in or out.
+pub type ByteStream = BoxStream<'static, std::io::Result<Bytes>>;
 
 /// What an engine can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +78,28 @@ pub struct ImageInfo {
     pub shared: u64,
     /// When it was last fetched, imported or asked for.
     pub last_used: Time,
+}
+
+/// A runtime that is installed on the machine of the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRuntime {
+    /// The base it can be made into.
+    pub base: BaseName,
+    /// Its version as it says itself, such as `17.0.15`.
+    pub exact: String,
+    /// The folder it is installed in.
+    pub path: String,
+}
+
+/// A base image that was made of what is installed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MadeBase {
+    /// The image.
+    pub image: ImageInfo,
+    /// What it was made of.
+    pub runtime: HostRuntime,
+    /// What a person should know, such as libraries that the machine lacks.
+    pub notes: Vec<String>,
 }
 
 /// One line of output of a Container.
@@ -185,6 +215,13 @@ pub trait Engine: Send + Sync + 'static {
     /// The digest that a reference names now.
     async fn resolve(&self, reference: &str) -> Result<Digest, EngineError>;
 
+    /// Asks a registry whether it answers, and accepts a login. Nothing is kept of either.
+    async fn check_registry(
+        &self,
+        host: &RegistryHost,
+        login: Option<&Login>,
+    ) -> Result<RegistryChecked, EngineError>;
+
     /// Fetches an image beforehand.
     async fn warm(&self, reference: &str, digest: &Digest) -> Result<(), EngineError>;
 
@@ -197,8 +234,67 @@ pub trait Engine: Send + Sync + 'static {
     /// Images on the machine.
     async fn images(&self) -> Result<Vec<ImageInfo>, EngineError>;
 
-    /// Removes every image that is not in `keep` and not in use. Gives the bytes freed.
-    async fn prune(&self, keep: &[Digest]) -> Result<u64, EngineError>;
+    /// Removes every image that is not in `keep`, not in use, and was not used for so long.
+    /// Gives the bytes freed.
+    async fn prune(&self, keep: &[Digest], unused_for: Micros) -> Result<u64, EngineError>;
+
+    /// Says which images are needed besides those of the Fleets it has. Until this was said
+    /// once, it makes no room by itself; from then on it may remove any other.
+    async fn keep(&self, _needed: &[Digest]) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// Removes one image, unless it is in use. Gives the bytes freed.
+    async fn remove_image(&self, _image: &Digest) -> Result<u64, EngineError> {
+        Err(cannot("remove one image"))
+    }
+
+    /// An image as an archive, under the names it has.
+    async fn export(
+        &self,
+        _image: &Digest,
+        _format: ArchiveFormat,
+    ) -> Result<ByteStream, EngineError> {
+        Err(cannot("give images out"))
+    }
+
+    /// How much of an upload is here.
+    async fn uploaded(&self, _digest: &Digest) -> Result<UploadView, EngineError> {
+        Err(cannot("take uploads"))
+    }
+
+    /// Takes in more of an upload: the bytes from `part.offset` on, to its end or less far.
+    async fn upload(
+        &self,
+        _part: UploadPart,
+        _bytes: ByteStream,
+    ) -> Result<UploadView, EngineError> {
+        Err(cannot("take uploads"))
+    }
+
+    /// Makes an image of uploaded layers on a base that is here.
+    async fn compose(
+        &self,
+        _request: &ComposeRequest,
+        _base: Option<&Digest>,
+    ) -> Result<Composed, EngineError> {
+        Err(cannot("compose images"))
+    }
+
+    /// Runtimes installed on its machine, one of each version.
+    async fn host_runtimes(&self) -> Result<Vec<HostRuntime>, EngineError> {
+        Ok(Vec::new())
+    }
+
+    /// Makes a base image of a runtime that is installed, in the folder `path` or wherever one
+    /// is found. The same installation makes the same image.
+    async fn make_base(
+        &self,
+        _base: &BaseName,
+        _path: Option<PathBuf>,
+    ) -> Result<MadeBase, EngineError> {
+        Err(cannot("make base images"))
+    }
 
     /// Output of an App's Containers.
     async fn logs(
@@ -212,6 +308,12 @@ pub trait Engine: Send + Sync + 'static {
 
     /// What the App's Instances use now.
     async fn usage(&self, app: &AppKey) -> Result<Vec<Usage>, EngineError>;
+}
+
+/// For an engine that leaves something to others.
+fn cannot(what: &str) -> EngineError {
+    let message = format!("this engine does not {what}");
+    UserError::new(Code::NotBuilt, message, "use `stead` with its own engine for one machine").into()
 }
 
 /// An address that requests may be sent to: one ready Container.

@@ -17,6 +17,7 @@ pub mod ids;
 pub mod invariants;
 pub mod manifest;
 pub mod name;
+pub mod registry;
 pub mod rollout;
 pub mod routes;
 pub mod secret;

@@ -13,21 +13,14 @@ use std::time::{Duration, Instant};
 
 use image_support::hostile::{Hostile, Reply, honest};
 use image_support::registry::Registry;
-use image_support::{Home, Layer, Tar, TestImage, descriptor, digest, names, options};
+use image_support::{
+    Home, Layer, Tar, TestImage, descriptor, digest, large, names, pull, quick, web,
+};
 use stead_core::error::{Code, UserError};
 use stead_core::ids::Digest;
 use stead_engine_node::image::{
-    Image, ImageError, ImageStore, LayerStep, PlannedLayer, Progress, Reference, StoreOptions,
-    TrustedRegistry,
+    Image, ImageError, LayerStep, PlannedLayer, Progress, Reference, StoreOptions, TrustedRegistry,
 };
-
-/// Options whose failures fail fast.
-fn quick() -> StoreOptions {
-    let mut options = options();
-    options.registry.first_pause = Duration::from_millis(1);
-    options.registry.longest_pause = Duration::from_secs(5);
-    options
-}
 
 fn with_credentials(home: &Home, host: &str, user: &str, password: &str) -> StoreOptions {
     let mut options = quick();
@@ -37,30 +30,6 @@ fn with_credentials(home: &Home, host: &str, user: &str, password: &str) -> Stor
     fs::write(&file, auth.to_string()).unwrap();
     options.registry.credentials = Some(file);
     options
-}
-
-fn web() -> TestImage {
-    let base =
-        Tar::new().file("etc/passwd", "web:x:1000:100::/srv:/bin/sh\n").file("bin/web", "v1");
-    let top = Tar::new().file("bin/web", "v2");
-    TestImage::new(vec![Layer::gzip(&base.finish()), Layer::zstd(&top.finish())])
-}
-
-/// An image whose one layer is `size` bytes of noise, so that it stays large.
-fn large(size: usize) -> TestImage {
-    let mut state = 1u64;
-    let noise: Vec<u8> = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (state >> 33) as u8
-    })
-    .take(size)
-    .collect();
-    TestImage::new(vec![Layer::plain(Tar::new().file("noise", noise).finish())])
-}
-
-async fn pull(store: &ImageStore, reference: &Reference) -> Result<Arc<Image>, ImageError> {
-    let digest = store.resolve(reference).await?;
-    store.pull(reference, &digest, &()).await
 }
 
 /// Pulls `image` from a registry that answers as `handler` says.
@@ -170,15 +139,15 @@ async fn a_new_version_fetches_only_its_own_layers() {
 
     // Held, in use, or neither.
     drop(old);
-    let held = store.prune(&HashSet::from([first.digest()])).unwrap();
+    let held = store.prune(&HashSet::from([first.digest()]), None).unwrap();
     assert_eq!(held.images, []);
-    let pruned = store.prune(&HashSet::new()).unwrap();
+    let pruned = store.prune(&HashSet::new(), None).unwrap();
     assert_eq!((pruned.images, pruned.layers), (vec![first.digest()], 1));
     assert!(new.layers.iter().all(|layer| layer.is_dir()));
     drop(new);
     // What the store did not make stays.
     fs::create_dir(home.root().join("layers/notes")).unwrap();
-    store.prune(&HashSet::new()).unwrap();
+    store.prune(&HashSet::new(), None).unwrap();
     assert_eq!(names(&home.root().join("layers")), ["notes"]);
     assert_eq!(names(&home.root().join("blobs/sha256")), [""; 0]);
 }

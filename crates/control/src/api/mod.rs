@@ -8,6 +8,7 @@
 //!
 //! Handlers decide nothing that `stead_core::app` decides.
 
+mod bases;
 mod change;
 mod deploy;
 mod exec;
@@ -20,11 +21,13 @@ mod look;
 mod platform;
 mod problem;
 mod progress;
+mod registries;
 mod release;
 mod request;
 mod secrets;
 mod step;
 mod stream;
+mod uploads;
 mod verbs;
 mod view;
 
@@ -66,6 +69,8 @@ pub(crate) struct Api {
     pub(crate) http: SocketAddr,
     /// For images on their way in.
     pub(crate) temp_dir: PathBuf,
+    /// Held by who makes a base image.
+    pub(crate) making: tokio::sync::Mutex<()>,
     /// True once `serve` ends: streams end with it.
     pub(crate) closing: watch::Receiver<bool>,
 }
@@ -117,7 +122,15 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(exec::exec))
         .routes(routes!(images::list))
         .routes(routes!(images::pull))
+        .routes(routes!(images::compose))
         .routes(routes!(images::prune))
+        .routes(routes!(images::remove))
+        .routes(routes!(images::archive))
+        .routes(routes!(bases::list))
+        .routes(routes!(bases::put, bases::remove))
+        .routes(routes!(registries::list))
+        .routes(routes!(registries::log_in, registries::log_out))
+        .routes(routes!(registries::add_mirror, registries::remove_mirror))
         .routes(routes!(platform::namespaces))
         .routes(routes!(platform::create_namespace, platform::delete_namespace))
         .routes(routes!(platform::tokens, platform::create_token))
@@ -128,7 +141,10 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(platform::doctor))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .merge(
-            OpenApiRouter::new().routes(routes!(images::import)).layer(DefaultBodyLimit::disable()),
+            OpenApiRouter::new()
+                .routes(routes!(images::import))
+                .routes(routes!(uploads::view, uploads::append))
+                .layer(DefaultBodyLimit::disable()),
         )
 }
 

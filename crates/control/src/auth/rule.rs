@@ -69,17 +69,26 @@ pub(crate) fn rule(method: &Method, path: &str) -> Option<Rule> {
             "GET",
             "/api/openapi.json" | "/api/v1/version" | "/api/v1/namespaces" | "/api/v1/events",
         ) => takes(Viewer, Scope::Filtered),
-        ("GET", "/api/v1/images" | "/api/v1/metrics" | "/metrics") => {
+        ("GET", "/api/v1/images" | "/api/v1/bases" | "/api/v1/metrics" | "/metrics") => {
             takes(Viewer, Scope::Platform)
         }
         // A name that an image is given holds for every Namespace.
-        ("POST", "/api/v1/images/pull" | "/api/v1/images/import") => {
-            takes(Deployer, Scope::Platform)
-        }
-        ("GET", "/api/v1/tokens" | "/api/v1/doctor")
+        (
+            "POST",
+            "/api/v1/images/pull" | "/api/v1/images/import" | "/api/v1/images/compose",
+        )
+        | ("GET" | "PATCH", "/api/v1/uploads/{digest}")
+        // What is in an image is more than that it is there.
+        | ("GET", "/api/v1/images/{digest}/archive") => takes(Deployer, Scope::Platform),
+        ("GET", "/api/v1/registries") => takes(Deployer, Scope::Platform),
+        (
+            "PUT" | "DELETE",
+            "/api/v1/registries/{host}/login" | "/api/v1/registries/{host}/mirrors/{mirror}",
+        )
+        | ("GET", "/api/v1/tokens" | "/api/v1/doctor")
         | ("POST", "/api/v1/tokens" | "/api/v1/images/prune")
-        | ("DELETE", "/api/v1/tokens/{id}")
-        | ("PUT" | "DELETE", "/api/v1/namespaces/{ns}") => takes(Admin, Scope::Platform),
+        | ("DELETE", "/api/v1/tokens/{id}" | "/api/v1/images/{digest}")
+        | ("PUT" | "DELETE", "/api/v1/namespaces/{ns}" | "/api/v1/bases/{name}") => takes(Admin, Scope::Platform),
         _ => None,
     }
 }

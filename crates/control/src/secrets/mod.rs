@@ -30,7 +30,9 @@ use stead_core::secret::Secret;
 use stead_core::time::Time;
 
 use crate::store::{Document, Kind, Store, StoreError, Versioned, Write};
-use seal::{Key, KeyError, Sealed};
+use crate::registries::{self, StoredLogin};
+pub(crate) use seal::Sealed;
+use seal::{Key, KeyError};
 
 /// One version of a secret, as it is stored.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -209,19 +211,34 @@ impl Vault {
         Ok(Some(kept.flat_map(|stored| stored.value.secrets).collect()))
     }
 
+    /// Seals a value that is not an App's, for the place it is to be stored at.
+    pub(crate) fn seal(&self, place: &str, value: &Secret) -> Result<Sealed, UserError> {
+        let sealed = self.key_for_sealing()?.seal(place, value);
+        Ok(sealed.map_err(|source| KeyError::Io { path: self.file.clone(), source })?)
+    }
+
+    /// Opens what was sealed for that place.
+    pub(crate) fn open(&self, place: &str, sealed: &Sealed) -> Result<Secret, UserError> {
+        let opened = self.key_for_opening()?.open(place, sealed);
+        opened.map_err(|_| self.does_not_open(place))
+    }
+
     /// What is wrong with the vault, for people. It reads everything.
     pub(crate) fn check(&self) -> Result<Vec<String>, StoreError> {
         let listing = self.store.list::<Version>("")?;
-        let mut wrong: Vec<String> = listing.damaged.iter().map(ToString::to_string).collect();
+        let logins = self.store.list::<StoredLogin>("")?;
+        let damaged = listing.damaged.iter().chain(&logins.damaged);
+        let mut wrong: Vec<String> = damaged.map(ToString::to_string).collect();
+        let secrets = listing.found.into_iter().map(|stored| (stored.key, stored.value.sealed));
+        let logins = logins.found.into_iter();
+        let logins = logins.map(|stored| (registries::place(&stored.key), stored.value.sealed));
+        let all: Vec<_> = secrets.chain(logins).collect();
         match Key::read(&self.file) {
             Ok(Some(key)) => {
-                let shut = |stored: &&Versioned<Version>| {
-                    key.open(&stored.key, &stored.value.sealed).is_err()
-                };
-                let shut = listing.found.iter().filter(shut);
-                wrong.extend(shut.map(|stored| self.does_not_open(&stored.key).to_string()));
+                let shut = all.iter().filter(|(place, sealed)| key.open(place, sealed).is_err());
+                wrong.extend(shut.map(|(place, _)| self.does_not_open(place).to_string()));
             }
-            Ok(None) if listing.found.is_empty() => {}
+            Ok(None) if all.is_empty() => {}
             Ok(None) => {
                 wrong.push(UserError::from(KeyError::Missing(self.file.clone())).to_string())
             }
@@ -235,11 +252,16 @@ impl Vault {
         let mut known = self.key.lock().unwrap_or_else(PoisonError::into_inner);
         let key = match Key::read(&self.file)? {
             Some(key) => key,
-            None if self.store.keys(Kind::Secret, "")?.is_empty() => Key::make(&self.file)?,
+            None if self.nothing_is_sealed()? => Key::make(&self.file)?,
             None => return Err(KeyError::Missing(self.file.clone()).into()),
         };
         *known = Some(key.clone());
         Ok(key)
+    }
+
+    fn nothing_is_sealed(&self) -> Result<bool, StoreError> {
+        let empty = |kind| Ok::<_, StoreError>(self.store.keys(kind, "")?.is_empty());
+        Ok(empty(Kind::Secret)? && empty(Kind::Login)?)
     }
 
     fn key_for_opening(&self) -> Result<Key, UserError> {

@@ -26,7 +26,7 @@ pub(super) struct Key(Zeroizing<[u8; LENGTH]>);
 /// A sealed value: Base64 of the nonce, the encrypted text and its tag.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(super) struct Sealed(String);
+pub(crate) struct Sealed(String);
 
 /// It was sealed with another key or for another place, or was changed since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

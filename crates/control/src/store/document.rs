@@ -46,6 +46,12 @@ kinds! {
     Counters = "counters",
     /// A version of a secret, by `NAMESPACE/APP/NAME/VERSION` with six digits.
     Secret = "secret",
+    /// The login for a registry, by the registry's host.
+    Login = "login",
+    /// The mirrors of a registry, by the registry's host.
+    Mirrors = "mirrors",
+    /// A base image, by its name.
+    Base = "base",
     /// What the platform keeps about itself, by name.
     Meta = "meta",
 }

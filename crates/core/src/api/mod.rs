@@ -4,6 +4,7 @@
 pub mod exec;
 pub mod package;
 mod platform;
+mod registry;
 mod rollout;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use platform::{EnvView, EventPage, EventRecord, NamespaceView};
+pub use registry::{LoggedIn, LoginRequest, LoginView, MirrorRequest, RegistryView};
 pub use rollout::{
     BatchPlan, ChangePlan, Decision, Doing, InstancePlan, PlanView, Record, RolloutView,
 };
@@ -21,7 +23,7 @@ use crate::error::UserError;
 use crate::event::PhaseName;
 use crate::fleet::{Exit, Health, JvmSeen, Part, Revision, Slot, TrafficState};
 use crate::ids::{ContainerId, Digest, Generation, Ordinal, ReleaseNo, RolloutNo};
-use crate::manifest::{EnvName, Manifest};
+use crate::manifest::{EnvName, Manifest, Span};
 use crate::name::AppKey;
 use crate::rollout::Rollout;
 use crate::secret::Secret;
@@ -350,6 +352,14 @@ pub struct PullRequest {
 pub struct Pulled {
     /// Its digest.
     pub digest: Digest,
+}
+
+/// Asks for images to be removed that nothing needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PruneRequest {
+    /// Only those that were not used for so long.
+    pub older_than: Option<Span>,
 }
 
 /// What pruning freed.

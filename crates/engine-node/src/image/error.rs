@@ -162,9 +162,75 @@ pub enum ImageError {
         /// What is wrong with it; never its content.
         reason: String,
     },
+    /// A program that keeps credentials could not be asked.
+    #[error("credentials could not be had from {program}: {reason}")]
+    Helper {
+        /// Its name.
+        program: String,
+        /// What happened; never what it answered.
+        reason: String,
+        /// There is no such program.
+        missing: bool,
+    },
+    /// The platform's own logins and mirrors cannot be read.
+    #[error("{}", .0.message)]
+    Book(UserError),
+    /// A layer that the image says is kept outside of its registry.
+    #[error("layer {layer} is not in {registry}: the image says that it is kept elsewhere")]
+    ForeignLayer {
+        /// Its digest.
+        layer: Digest,
+        /// The registry's host.
+        registry: String,
+    },
     /// The image store's disk is full.
     #[error("image store has no room left")]
     DiskFull,
+    /// The image store may not grow, and nothing in it can go.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    /// An upload does not go on where it ended.
+    #[error("upload has {expected} bytes, so it goes on there and not at {got}")]
+    UploadOffset {
+        /// Bytes that are here.
+        expected: u64,
+        /// The offset given.
+        got: u64,
+    },
+    /// Somebody else sends the same upload.
+    #[error("upload {digest} is being sent by somebody else")]
+    UploadBusy {
+        /// Its digest.
+        digest: Digest,
+    },
+    /// The sender broke off.
+    #[error("upload broke off after {arrived} bytes, which are kept: {reason}")]
+    UploadBroken {
+        /// Bytes that are here.
+        arrived: u64,
+        /// What the connection said.
+        reason: String,
+    },
+    /// An upload is larger than is taken.
+    #[error("upload has {size} bytes, at most {limit} are taken")]
+    UploadTooLarge {
+        /// Its size, bytes.
+        size: u64,
+        /// The most, bytes.
+        limit: u64,
+    },
+    /// There is no such image here.
+    #[error("image {digest} is not on this machine")]
+    NotHere {
+        /// Its digest.
+        digest: Digest,
+    },
+    /// The base to compose on is not here.
+    #[error("base image {digest} is not on this machine")]
+    NoBase {
+        /// Its digest.
+        digest: Digest,
+    },
     /// The image store's disk failed.
     #[error("{what}")]
     Io {
@@ -173,6 +239,41 @@ pub enum ImageError {
         /// How it failed.
         source: io::Error,
     },
+}
+
+/// Why there is no room, and how much is missing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoRoom {
+    /// What is needed fills the quota.
+    #[error(
+        "images that are needed take {} of the {} they may, which leaves no room for {} more",
+        mebibytes(*.used), mebibytes(*.quota), mebibytes(*.wanted)
+    )]
+    Quota {
+        /// Bytes wanted.
+        wanted: u64,
+        /// Bytes used by what cannot go.
+        used: u64,
+        /// Bytes that may be used.
+        quota: u64,
+    },
+    /// The disk is nearly full, whoever filled it.
+    #[error(
+        "disk of the images has {} left, of which {} stay free for what runs: no room for {} more",
+        mebibytes(*.free), mebibytes(*.reserve), mebibytes(*.wanted)
+    )]
+    Disk {
+        /// Bytes wanted.
+        wanted: u64,
+        /// Bytes free.
+        free: u64,
+        /// Bytes that stay free.
+        reserve: u64,
+    },
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 /// Why one layer was refused.
@@ -208,9 +309,24 @@ pub enum LayerError {
         /// The size found, bytes.
         got: u64,
     },
+    /// The store may not grow.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// Reading or writing failed.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl From<ImageError> for LayerError {
+    /// For room that was asked for while a layer is unpacked.
+    fn from(error: ImageError) -> Self {
+        match error {
+            ImageError::NoRoom(why) => Self::NoRoom(why),
+            ImageError::DiskFull => Self::Io(io::ErrorKind::StorageFull.into()),
+            ImageError::Io { source, .. } => Self::Io(source),
+            error => Self::Io(io::Error::other(error)),
+        }
+    }
 }
 
 impl LayerError {
@@ -241,6 +357,7 @@ impl ImageError {
     pub(super) fn layer(layer: &Digest, source: LayerError) -> Self {
         match source {
             LayerError::Io(source) if is_disk_full(&source) => Self::DiskFull,
+            LayerError::NoRoom(why) => Self::NoRoom(why),
             source => Self::Layer { layer: layer.clone(), source },
         }
     }
@@ -253,10 +370,12 @@ impl ImageError {
     pub fn code(&self) -> Code {
         match self {
             Self::BadReference(_) => Code::BadReference,
-            Self::NotFound { .. } => Code::ImageNotFound,
-            Self::Denied { .. } | Self::ForeignRealm { .. } | Self::BadCredentials { .. } => {
-                Code::RegistryDenied
-            }
+            Self::NotFound { .. } | Self::NoBase { .. } => Code::ImageNotFound,
+            Self::Denied { .. }
+            | Self::ForeignRealm { .. }
+            | Self::BadCredentials { .. }
+            | Self::Helper { .. } => Code::RegistryDenied,
+            Self::Book(error) => error.code,
             Self::AddressRefused { .. }
             | Self::BadRedirect { .. }
             | Self::Tls { .. }
@@ -264,18 +383,24 @@ impl ImageError {
             | Self::RateLimited { .. }
             | Self::Registry { .. } => Code::RegistryUnavailable,
             Self::DigestMismatch { .. } | Self::SizeMismatch { .. } => Code::ImageCorrupt,
-            Self::BadManifest { .. } | Self::NoPlatform { .. } | Self::BadUser { .. } => {
-                Code::ImageRefused
-            }
+            Self::BadManifest { .. }
+            | Self::NoPlatform { .. }
+            | Self::BadUser { .. }
+            | Self::ForeignLayer { .. } => Code::ImageRefused,
             Self::Layer { source, .. } => match source {
                 LayerError::Refused { .. } | LayerError::TooLarge(_) => Code::ImageRefused,
                 LayerError::Damaged(_) | LayerError::Digest { .. } | LayerError::Size { .. } => {
                     Code::ImageCorrupt
                 }
+                LayerError::NoRoom(_) => Code::DiskFull,
                 LayerError::Io(_) => Code::Internal,
             },
             Self::NotAnImage { .. } => Code::NotAnImage,
-            Self::DiskFull => Code::DiskFull,
+            Self::DiskFull | Self::NoRoom(_) => Code::DiskFull,
+            Self::UploadOffset { .. } | Self::UploadBusy { .. } => Code::Conflict,
+            Self::NotHere { .. } => Code::NotFound,
+            Self::UploadBroken { .. } => Code::BadRequest,
+            Self::UploadTooLarge { .. } => Code::ImageRefused,
             Self::Io { .. } => Code::Internal,
         }
     }
@@ -288,8 +413,7 @@ impl ImageError {
                 "Check the name and the tag. A private image may also look missing: give credentials."
             }
             Self::Denied { .. } => {
-                "Give credentials for this registry (docker login writes the file stead reads), \
-                 or check what they may read."
+                "Give credentials with `stead registry login`, or check what those given may read."
             }
             Self::ForeignRealm { .. } => {
                 "Credentials only go to the registry's own domain. If this registry is yours, \
@@ -314,6 +438,7 @@ impl ImageError {
             Self::Layer { source, .. } => match source {
                 LayerError::Refused { .. } => "Build the image without this entry.",
                 LayerError::TooLarge(_) => "Make the image smaller, or raise stead's image limits.",
+                LayerError::NoRoom(_) => "Make room on the disk, or run `stead image prune`.",
                 LayerError::Io(_) => "See the platform's log.",
                 _ => "Pull again. If it stays, build and push the image again.",
             },
@@ -321,8 +446,31 @@ impl ImageError {
                 "Give an OCI layout folder, an OCI archive, or what `docker save` writes."
             }
             Self::BadUser { .. } => "Use a numeric user, or one from the image's /etc/passwd.",
-            Self::BadCredentials { .. } => "Repair the file, or write it again with docker login.",
-            Self::DiskFull => "Make room on the disk, or run `stead image prune`.",
+            Self::BadCredentials { .. } => {
+                "Repair the file, or give credentials with `stead registry login`, which come before it."
+            }
+            Self::Helper { .. } => {
+                "Install the program or mend it; or give credentials with `stead registry login`, \
+                 which come before it."
+            }
+            Self::Book(_) => "See the platform's log.",
+            Self::ForeignLayer { .. } => {
+                "stead fetches from the registry alone. Build the image on a base whose layers \
+                 may be pushed, and push all of them."
+            }
+            Self::DiskFull | Self::NoRoom(NoRoom::Disk { .. }) => {
+                "Make room on the disk, or run `stead image prune`."
+            }
+            Self::NoRoom(NoRoom::Quota { .. }) => {
+                "Raise the quota with `stead up --image-quota`, delete apps, or make images that \
+                 share more layers."
+            }
+            Self::UploadOffset { .. } => "Ask how much is here, and go on from there.",
+            Self::UploadBusy { .. } => "Wait until that ends; then nothing is left to send.",
+            Self::UploadBroken { .. } => "Send it again: it goes on where it broke off.",
+            Self::UploadTooLarge { .. } => "Make the package smaller, or push it as an image.",
+            Self::NotHere { .. } => "`stead image ls` lists those that are.",
+            Self::NoBase { .. } => "Fetch or make it again with `stead image base`.",
             Self::Io { .. } => "Check the disk and the rights of stead's data folder.",
         }
     }
@@ -337,6 +485,7 @@ impl From<ImageError> for UserError {
             }
             // The only variant with a cause of its own, which a person must see.
             ImageError::Io { source, .. } => message.push_str(&format!(": {source}")),
+            ImageError::Book(error) => return error.clone(),
             _ => {}
         }
         UserError::new(error.code(), message, error.hint())

@@ -41,7 +41,7 @@ fn reference(bytes: &[u8]) {
     let Ok(reference) = text.parse::<Reference>() else { return };
     let written = reference.to_string();
     assert_eq!(written.parse::<Reference>().expect("it was written so").to_string(), written);
-    let parts = [reference.host(), reference.repository(), reference.tag().unwrap_or_default()];
+    let parts = [reference.host().as_str(), reference.repository(), reference.tag().unwrap_or_default()];
     for part in parts.iter().flat_map(|part| part.split('/')) {
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-:[]".contains(c);
         assert!(part.chars().all(plain) && part != ".." && part != ".", "{part:?}");

@@ -86,8 +86,22 @@ pub(super) struct Descriptor {
     pub(super) size: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     platform: Option<Platform>,
+    /// It is said to be kept elsewhere as well. Where is never looked at.
+    #[serde(default, rename = "urls", skip_serializing)]
+    pub(super) elsewhere: Elsewhere,
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub(super) annotations: std::collections::BTreeMap<String, String>,
+}
+
+/// Whether a descriptor names addresses of its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Elsewhere(pub(super) bool);
+
+impl<'de> Deserialize<'de> for Elsewhere {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let urls = Option::<Vec<serde::de::IgnoredAny>>::deserialize(from)?;
+        Ok(Self(urls.is_some_and(|urls| !urls.is_empty())))
+    }
 }
 
 /// A manifest or an index: the same digest may name either.
@@ -155,6 +169,7 @@ impl Manifest {
             digest,
             size,
             platform: None,
+            elsewhere: Elsewhere(false),
             annotations: Default::default(),
         };
         Self {

@@ -12,15 +12,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use stead_core::ids::Digest;
+use stead_core::registry::{Login, RegistryChecked, RegistryHost};
 use tokio::sync::mpsc;
 
-use super::error::ImageError;
+use super::error::{ImageError, LayerError};
 use super::import::{Local, LocalBlob};
 use super::layer::{Expected, unpack_layer};
 use super::manifest::{self, Descriptor, Document, Manifest};
 use super::progress::{LayerStep, PlannedLayer, Progress};
 use super::reference::Reference;
-use super::registry::{BlobStream, Repository};
+use super::registry::{BlobStream, Remote};
 use super::store::{Claim, Image, ImageStore, Inner, LayerRecord, Turn};
 use super::unpack::Summary;
 
@@ -36,10 +37,22 @@ impl ImageStore {
         match (reference.digest(), reference.tag()) {
             (Some(digest), _) => Ok(digest.clone()),
             (None, tag) => {
-                let repository = self.inner.registry.repository(reference)?;
-                repository.resolve(tag.unwrap_or("latest")).await
+                let remote = self.inner.registry.remote(reference)?;
+                remote.resolve(tag.unwrap_or("latest")).await
             }
         }
+    }
+
+    /// Asks a registry whether it answers, and accepts a login. Keeps nothing of either.
+    ///
+    /// # Errors
+    /// When it refuses the login, or cannot be reached.
+    pub async fn check_registry(
+        &self,
+        host: &RegistryHost,
+        login: Option<&Login>,
+    ) -> Result<RegistryChecked, ImageError> {
+        self.inner.registry.check(host, login).await
     }
 
     /// The image with this digest from the reference's repository. Needs no network when it
@@ -56,7 +69,7 @@ impl ImageStore {
         if let Some(image) = self.inner.touch(digest, Some(reference))? {
             return Ok(image);
         }
-        let origin = Origin::Registry(self.inner.registry.repository(reference)?);
+        let origin = Origin::Registry(self.inner.registry.remote(reference)?);
         let pull = Pull { inner: &self.inner, origin, progress };
         pull.run(&reference.to_string(), digest, Some(reference)).await
     }
@@ -64,7 +77,7 @@ impl ImageStore {
 
 /// Where an image comes from.
 pub(super) enum Origin {
-    Registry(Arc<Repository>),
+    Registry(Arc<Remote>),
     Local(Arc<Local>),
 }
 
@@ -126,7 +139,7 @@ impl Pull<'_> {
             Some(bytes) => bytes,
             None => {
                 let bytes = match &self.origin {
-                    Origin::Registry(repository) => repository.manifest(digest.as_str()).await?.1,
+                    Origin::Registry(remote) => remote.manifest(digest).await?,
                     Origin::Local(local) => local.manifest(digest)?,
                 };
                 self.inner.keep_blob(digest, &bytes)?;
@@ -142,8 +155,8 @@ impl Pull<'_> {
         }
         let what = format!("config of {what}");
         let bytes = match &self.origin {
-            Origin::Registry(repository) => {
-                repository.small_blob(&what, &config.digest, config.size).await?
+            Origin::Registry(remote) => {
+                remote.small_blob(&what, &config.digest, config.size).await?
             }
             Origin::Local(local) => local.small_blob(&what, &config.digest, config.size)?,
         };
@@ -167,6 +180,8 @@ impl Pull<'_> {
             .map(|w| PlannedLayer { digest: w.blob.digest.clone(), size: w.blob.size })
             .collect();
         self.progress.plan(&planned);
+        let absent = wanted.iter().filter(|w| !self.inner.has_layer(&w.diff_id));
+        self.make_room(absent.map(|w| w.blob.size).sum()).await?;
         // Every unpacking thread holds a sender: when the last is gone, nothing runs any more.
         let (running, mut all_ended) = mpsc::channel::<Infallible>(1);
         let at_once = self.inner.options.layers_at_once.max(1);
@@ -183,44 +198,73 @@ impl Pull<'_> {
         result
     }
 
+    /// Sees that so many bytes fit, at the cost of images that nobody needs. Layers take
+    /// their room as they are unpacked; this says early that it is all in vain.
+    async fn make_room(&self, bytes: u64) -> Result<(), ImageError> {
+        let mut room = self.inner.room();
+        let taking = tokio::task::spawn_blocking(move || room.take(bytes));
+        taking.await.expect("making room does not panic")
+    }
+
     async fn layer(
         &self,
         wanted: Wanted,
         running: mpsc::Sender<Infallible>,
     ) -> Result<LayerRecord, ImageError> {
         let digest = &wanted.blob.digest;
-        let summary = match self.inner.claim(&wanted.diff_id).await {
-            Claim::Present(summary) => {
-                self.progress.layer(digest, LayerStep::Present);
-                summary
+        loop {
+            let turn = match self.inner.claim(&wanted.diff_id).await {
+                Claim::Present(summary) => {
+                    self.progress.layer(digest, LayerStep::Present);
+                    return Ok(LayerRecord { diff_id: wanted.diff_id, summary });
+                }
+                Claim::Mine(turn) => turn,
+            };
+            let mut blob = self.blob(&wanted.blob)?;
+            match self.fetch(&wanted, &mut blob, turn, running.clone()).await {
+                Ok(summary) => {
+                    self.progress.layer(digest, LayerStep::Done);
+                    return Ok(LayerRecord { diff_id: wanted.diff_id, summary });
+                }
+                Err(error) if is_wrong(&error) && blob.blame(&error) => {}
+                Err(ImageError::NotFound { registry, .. }) if wanted.blob.elsewhere.0 => {
+                    return Err(ImageError::ForeignLayer { layer: digest.clone(), registry });
+                }
+                Err(error) => return Err(error),
             }
-            Claim::Mine(turn) => {
-                let summary = self.fetch(&wanted, turn, running).await?;
-                self.progress.layer(digest, LayerStep::Done);
-                summary
-            }
-        };
-        Ok(LayerRecord { diff_id: wanted.diff_id, summary })
+        }
+    }
+
+    fn blob(&self, wanted: &Descriptor) -> Result<Blob, ImageError> {
+        Ok(match &self.origin {
+            Origin::Registry(remote) => Blob::Remote(remote.blob(&wanted.digest, wanted.size)),
+            Origin::Local(local) => Blob::Local(local.blob(&wanted.digest)?),
+        })
     }
 
     async fn fetch(
         &self,
         wanted: &Wanted,
+        blob: &mut Blob,
         turn: Turn,
         running: mpsc::Sender<Infallible>,
     ) -> Result<Summary, ImageError> {
         let (digest, size) = (&wanted.blob.digest, wanted.blob.size);
         let (sender, receiver) = mpsc::channel(PARTS_WAITING);
-        let expected =
-            Expected { blob: Some((digest.clone(), size)), diff_id: wanted.diff_id.clone() };
+        let stored = match &self.origin {
+            Origin::Registry(_) => (digest.clone(), size),
+            Origin::Local(local) => local.stored(digest, size),
+        };
+        let expected = Expected { blob: Some(stored), diff_id: wanted.diff_id.clone() };
         let limits = self.inner.options.limits.clone();
         let unpacking = tokio::task::spawn_blocking(move || {
             let _running = running;
-            turn.unpack(|folder, trash| {
-                unpack_layer(Parts::new(receiver), &expected, folder, trash, &limits)
+            turn.unpack(|folder, trash, room| {
+                let room = |bytes| Ok(room.take(bytes)?);
+                unpack_layer(Parts::new(receiver), &expected, folder, trash, &limits, room)
             })
         });
-        let fed = self.feed(digest, size, sender).await;
+        let fed = self.feed(digest, size, blob, sender).await;
         let unpacked = unpacking.await.expect("unpacking does not panic");
         // Without its bytes the unpacking fails too; the network is the cause then.
         fed.and(unpacked)
@@ -232,12 +276,9 @@ impl Pull<'_> {
         &self,
         digest: &Digest,
         total: u64,
+        blob: &mut Blob,
         sender: mpsc::Sender<Bytes>,
     ) -> Result<(), ImageError> {
-        let mut blob = match &self.origin {
-            Origin::Registry(repository) => Blob::Remote(repository.blob(digest, total)),
-            Origin::Local(local) => Blob::Local(local.blob(digest)?),
-        };
         let mut done = 0;
         self.progress.layer(digest, LayerStep::Fetching { done, total });
         while let Some(part) = blob.next().await? {
@@ -254,6 +295,16 @@ impl Pull<'_> {
     }
 }
 
+/// Whether what arrived may have been something else than what was named. An entry that is
+/// refused, or too large, ends the reading before the digest is known.
+fn is_wrong(error: &ImageError) -> bool {
+    match error {
+        ImageError::SizeMismatch { .. } => true,
+        ImageError::Layer { source, .. } => !matches!(source, LayerError::Io(_)),
+        _ => false,
+    }
+}
+
 enum Blob {
     Remote(BlobStream),
     Local(LocalBlob),
@@ -264,6 +315,14 @@ impl Blob {
         match self {
             Self::Remote(blob) => blob.next().await,
             Self::Local(blob) => blob.next().await,
+        }
+    }
+
+    /// Whether another try, without those who gave the wrong bytes, is worth it.
+    fn blame(&self, why: &ImageError) -> bool {
+        match self {
+            Self::Remote(blob) => blob.blame(why),
+            Self::Local(_) => false,
         }
     }
 }

@@ -8,9 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use stead_core::ids::Digest;
-
-/// The host written for Docker Hub; its API answers under another one.
-pub(super) const DOCKER_HUB: &str = "docker.io";
+use stead_core::registry::{BadHost, DOCKER_HUB, RegistryHost};
 
 /// The grammar's limit for host and repository together, in bytes.
 const MAX_NAME: usize = 255;
@@ -20,7 +18,7 @@ const MAX_TAG: usize = 128;
 /// A parsed image reference, with Docker Hub's defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Reference {
-    host: String,
+    host: RegistryHost,
     repository: String,
     tag: Option<String>,
     digest: Option<Digest>,
@@ -38,7 +36,7 @@ pub struct BadReference {
 
 impl Reference {
     /// The registry's host, with its port if one was written.
-    pub fn host(&self) -> &str {
+    pub fn host(&self) -> &RegistryHost {
         &self.host
     }
 
@@ -92,10 +90,10 @@ fn parse(text: &str) -> Result<Reference, String> {
         None => (text, None),
     };
     let (host, path) = match rest.split_once('/') {
-        Some((host, path)) if is_host(host) => (host.to_owned(), path),
-        _ => (DOCKER_HUB.to_owned(), rest),
+        Some((host, path)) if is_host(host) => (host, path),
+        _ => (DOCKER_HUB, rest),
     };
-    check_host(&host)?;
+    let host: RegistryHost = host.parse().map_err(|error: BadHost| error.to_string())?;
     // A colon can only start the tag here: the host and its port are gone.
     let (repository, tag) = match path.split_once(':') {
         Some((repository, tag)) => (repository, Some(tag)),
@@ -105,16 +103,12 @@ fn parse(text: &str) -> Result<Reference, String> {
         check_tag(tag)?;
     }
     check_repository(repository)?;
-    let host = match host.as_str() {
-        "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB.to_owned(),
-        _ => host.to_ascii_lowercase(),
-    };
-    let repository = if host == DOCKER_HUB && !repository.contains('/') {
+    let repository = if host.as_str() == DOCKER_HUB && !repository.contains('/') {
         format!("library/{repository}")
     } else {
         repository.to_owned()
     };
-    if host.len() + 1 + repository.len() > MAX_NAME {
+    if host.as_str().len() + 1 + repository.len() > MAX_NAME {
         return Err(format!("a name has at most {MAX_NAME} characters"));
     }
     Ok(Reference { host, repository, tag: tag.map(str::to_owned), digest })
@@ -123,35 +117,6 @@ fn parse(text: &str) -> Result<Reference, String> {
 /// Docker's rule: the first part is a host when it cannot be a folder on Docker Hub.
 fn is_host(part: &str) -> bool {
     part.contains(['.', ':', '[']) || part == "localhost"
-}
-
-fn check_host(host: &str) -> Result<(), String> {
-    let (name, port) = match host.strip_prefix('[') {
-        Some(rest) => {
-            let (address, after) = rest.split_once(']').ok_or("the \"[\" has no \"]\"")?;
-            address
-                .parse::<std::net::Ipv6Addr>()
-                .map_err(|_| format!("{address:?} is not an IPv6 address"))?;
-            (None, after.strip_prefix(':').or((!after.is_empty()).then_some("")))
-        }
-        None => match host.split_once(':') {
-            Some((name, port)) => (Some(name), Some(port)),
-            None => (Some(host), None),
-        },
-    };
-    if port.is_some_and(|port| port.parse::<u16>().is_err()) {
-        return Err(format!("the port in {host:?} is not a number from 0 to 65535"));
-    }
-    let label = |label: &str| {
-        !label.is_empty()
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-    };
-    if name.is_some_and(|name| !name.split('.').all(label)) {
-        return Err(format!("{host:?} is not a host name"));
-    }
-    Ok(())
 }
 
 fn check_tag(tag: &str) -> Result<(), String> {

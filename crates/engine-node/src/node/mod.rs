@@ -6,6 +6,7 @@
 //! what the holders still hold ([`recover`]).
 
 mod act;
+mod bases;
 mod change;
 mod ends;
 mod exec;
@@ -28,20 +29,27 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use stead_core::api::package::{
+    ArchiveFormat, BaseName, ComposeRequest, Composed, UploadPart, UploadView,
+};
 use stead_core::engine::{
-    Capabilities, Engine, EngineError, Exec, ExecRequest, ImageInfo, LogLine, LogQuery,
-    PullProgress, Secrets, Traffic, Usage,
+    ByteStream, Capabilities, Engine, EngineError, Exec, ExecRequest, HostRuntime, ImageInfo,
+    LogLine, LogQuery, MadeBase, PullProgress, Secrets, Traffic, Usage,
 };
 use stead_core::error::{Code, UserError};
 use stead_core::event::Events;
 use stead_core::fleet::{Fleet, FleetSeen};
 use stead_core::ids::{Digest, Ordinal};
 use stead_core::name::AppKey;
+use stead_core::registry::{Login, RegistryChecked, RegistryHost};
+use stead_core::time::Micros;
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 
-use crate::image::{ImageError, ImageStore, Reference, StoreOptions};
+use crate::clock::now;
+use crate::image::{Image, ImageError, ImageStore, Made, Reference, StoreOptions};
 use crate::logs;
+use crate::package::base;
 use crate::sandbox::{Host, HostConfig};
 use worker::Worker;
 
@@ -148,6 +156,16 @@ impl NodeEngine {
         self.lock().get(app).cloned()
     }
 
+    /// An image as people see it.
+    fn info(&self, image: &Image) -> Result<ImageInfo, UserError> {
+        let all = self.shared.images.list();
+        let found = all.into_iter().find(|summary| summary.digest == image.digest);
+        found.map(spec::image_info).ok_or_else(|| {
+            let message = format!("image {} vanished as soon as it was here", image.digest);
+            UserError::new(Code::Internal, message, "try again")
+        })
+    }
+
     fn worker(&self, app: &AppKey) -> Arc<Worker> {
         let start = || Worker::start(app.clone(), model::Model::default(), self.shared.clone());
         self.lock().entry(app.clone()).or_insert_with(start).clone()
@@ -221,6 +239,15 @@ impl Engine for NodeEngine {
         self.shared.images.resolve(&reference).await.map_err(|e| UserError::from(e).into())
     }
 
+    async fn check_registry(
+        &self,
+        host: &RegistryHost,
+        login: Option<&Login>,
+    ) -> Result<RegistryChecked, EngineError> {
+        let checked = self.shared.images.check_registry(host, login).await;
+        checked.map_err(|error| UserError::from(error).into())
+    }
+
     async fn warm(&self, reference: &str, digest: &Digest) -> Result<(), EngineError> {
         act::pull(&self.shared, reference, digest).await.map(drop).map_err(EngineError::User)
     }
@@ -229,11 +256,7 @@ impl Engine for NodeEngine {
         let name = name.as_deref().map(parse).transpose()?;
         let imported = self.shared.images.import(&path, name.as_ref(), &()).await;
         let image = imported.map_err(UserError::from)?;
-        let all = self.images().await?;
-        all.into_iter().find(|info| info.digest == image.digest).ok_or_else(|| {
-            let message = format!("image {} vanished right after its import", image.digest);
-            UserError::new(Code::Internal, message, "import it again").into()
-        })
+        Ok(self.info(&image)?)
     }
 
     fn pulling(&self, digest: &Digest) -> Option<PullProgress> {
@@ -244,17 +267,85 @@ impl Engine for NodeEngine {
         Ok(self.shared.images.list().into_iter().map(spec::image_info).collect())
     }
 
-    async fn prune(&self, keep: &[Digest]) -> Result<u64, EngineError> {
+    async fn prune(&self, keep: &[Digest], unused_for: Micros) -> Result<u64, EngineError> {
+        let before = (unused_for > Micros(0)).then(|| now() - unused_for);
         let mut in_use: std::collections::HashSet<Digest> = keep.iter().cloned().collect();
         for worker in self.lock().values() {
             in_use.extend(worker.images_in_use());
         }
         let images = self.shared.images.clone();
-        let pruned = blocking(move || images.prune(&in_use)).await?.map_err(UserError::from)?;
+        images.keep(keep);
+        let pruned = blocking(move || images.prune(&in_use, before)).await?.map_err(UserError::from)?;
         for worker in self.lock().values() {
             worker.look_for_images();
         }
         Ok(pruned.bytes)
+    }
+
+    async fn keep(&self, needed: &[Digest]) -> Result<(), EngineError> {
+        let (images, needed) = (self.shared.images.clone(), needed.to_vec());
+        let tidying = move || {
+            images.keep(&needed);
+            images.tidy()
+        };
+        blocking(tidying).await?.map_err(|error| UserError::from(error).into())
+    }
+
+    async fn remove_image(&self, image: &Digest) -> Result<u64, EngineError> {
+        if self.shared.images.get(image).is_none() {
+            return Err(UserError::from(ImageError::NotHere { digest: image.clone() }).into());
+        }
+        let (images, digest) = (self.shared.images.clone(), image.clone());
+        let removed = blocking(move || images.remove(&digest)).await?.map_err(UserError::from)?;
+        let removed = removed.ok_or_else(|| {
+            let message = format!("image {image} is in use");
+            UserError::new(Code::Conflict, message, "delete or change the app that runs it first")
+        })?;
+        Ok(removed.bytes)
+    }
+
+    async fn export(
+        &self,
+        image: &Digest,
+        format: ArchiveFormat,
+    ) -> Result<ByteStream, EngineError> {
+        let exported = self.shared.images.export(image, format);
+        exported.map_err(|error| UserError::from(error).into())
+    }
+
+    async fn uploaded(&self, digest: &Digest) -> Result<UploadView, EngineError> {
+        let view = self.shared.images.uploaded(digest).await;
+        view.map_err(|error| UserError::from(error).into())
+    }
+
+    async fn upload(&self, part: UploadPart, bytes: ByteStream) -> Result<UploadView, EngineError> {
+        let view = self.shared.images.upload(part, bytes).await;
+        view.map_err(|error| UserError::from(error).into())
+    }
+
+    async fn compose(
+        &self,
+        request: &ComposeRequest,
+        base: Option<&Digest>,
+    ) -> Result<Composed, EngineError> {
+        let made = self.shared.images.compose(request, base, &()).await;
+        match made.map_err(UserError::from)? {
+            Made::Image(image) => Ok(Composed::Image(self.info(&image)?)),
+            Made::Missing(layers) => Ok(Composed::Missing(layers)),
+        }
+    }
+
+    async fn host_runtimes(&self) -> Result<Vec<HostRuntime>, EngineError> {
+        blocking(base::installed).await
+    }
+
+    async fn make_base(
+        &self,
+        name: &BaseName,
+        path: Option<PathBuf>,
+    ) -> Result<MadeBase, EngineError> {
+        let (image, runtime, notes) = bases::make(&self.shared, name, path).await?;
+        Ok(MadeBase { image: self.info(&image)?, runtime, notes })
     }
 
     async fn logs(

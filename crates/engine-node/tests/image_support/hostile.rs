@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use stead_core::ids::Digest;
 use stead_engine_node::image::Reference;
@@ -18,6 +19,7 @@ pub struct Request {
     pub path: String,
     /// Names in lower case.
     pub headers: HashMap<String, String>,
+    pub body: String,
     /// How many requests for the same path came before.
     pub earlier: usize,
 }
@@ -38,6 +40,8 @@ pub struct Reply {
     endless: bool,
     /// The connection stays open after the body, silent.
     stalls: bool,
+    /// The body is sent byte by byte, with this pause after each.
+    drips: Option<Duration>,
 }
 
 impl Reply {
@@ -49,6 +53,7 @@ impl Reply {
             announced: None,
             endless: false,
             stalls: false,
+            drips: None,
         }
     }
 
@@ -62,6 +67,17 @@ impl Reply {
         self.announced = Some(self.body.len() as u64);
         self.body.truncate(kept);
         self
+    }
+
+    /// Says that the body has another length.
+    pub fn announce(mut self, length: u64) -> Self {
+        self.announced = Some(length);
+        self
+    }
+
+    /// Sends a byte, and another one only after a pause.
+    pub fn drip(self, pause: Duration) -> Self {
+        Self { drips: Some(pause), ..self }
     }
 
     pub fn endless(mut self) -> Self {
@@ -168,10 +184,14 @@ async fn read_request(
         let Some((name, value)) = line.trim_end().split_once(": ") else { break };
         headers.insert(name.to_ascii_lowercase(), value.to_owned());
     }
+    let length = headers.get("content-length").and_then(|length| length.parse().ok());
+    let mut body = vec![0; length.unwrap_or(0)];
+    stream.read_exact(&mut body).await.ok()?;
+    let body = String::from_utf8(body).ok()?;
     let mut log = log.lock().unwrap();
     let earlier =
         log.iter().filter(|request| request.path == path && request.method == method).count();
-    let request = Request { method, path, headers, earlier };
+    let request = Request { method, path, headers, body, earlier };
     log.push(request.clone());
     Some(request)
 }
@@ -200,6 +220,14 @@ async fn write_reply(
             let size = format!("{:x}\r\n", reply.body.len());
             stream.write_all(&[size.as_bytes(), &reply.body, b"\r\n"].concat()).await?;
         }
+    }
+    if let Some(pause) = reply.drips {
+        for byte in &reply.body {
+            stream.write_all(&[*byte]).await?;
+            // What is tested is the client's patience with this.
+            tokio::time::sleep(pause).await;
+        }
+        return Ok(());
     }
     stream.write_all(&reply.body).await?;
     stream.flush().await?;

@@ -8,10 +8,12 @@ pub mod registry;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use stead_core::ids::Digest;
-use stead_engine_node::image::{ImageStore, StoreOptions};
+use stead_engine_node::image::{Image, ImageError, ImageStore, Reference, StoreOptions};
 use tar::Header;
 
 pub fn digest(bytes: &[u8]) -> Digest {
@@ -101,6 +103,12 @@ impl Tar {
     /// A GNU long name for the entry that follows.
     pub fn long_name(self, name: &str) -> Self {
         self.raw(b'L', "././@LongLink", "", format!("{name}\0").as_bytes(), |_| {})
+    }
+
+    /// Whole blocks, as they are.
+    pub fn bytes(mut self, bytes: &[u8]) -> Self {
+        self.0.extend_from_slice(bytes);
+        self
     }
 
     /// What was written so far, without an end.
@@ -303,4 +311,37 @@ pub fn names(folder: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// Options whose failures fail fast.
+pub fn quick() -> StoreOptions {
+    let mut options = options();
+    options.registry.first_pause = Duration::from_millis(1);
+    options.registry.longest_pause = Duration::from_secs(5);
+    options
+}
+
+pub fn web() -> TestImage {
+    let base =
+        Tar::new().file("etc/passwd", "web:x:1000:100::/srv:/bin/sh\n").file("bin/web", "v1");
+    let top = Tar::new().file("bin/web", "v2");
+    TestImage::new(vec![Layer::gzip(&base.finish()), Layer::zstd(&top.finish())])
+}
+
+/// An image whose one layer is `size` bytes of noise, so that it stays large.
+pub fn large(size: usize) -> TestImage {
+    let mut state = 1u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as u8
+    })
+    .take(size)
+    .collect();
+    TestImage::new(vec![Layer::plain(Tar::new().file("noise", noise).finish())])
+}
+
+/// Pulls what a reference names now.
+pub async fn pull(store: &ImageStore, reference: &Reference) -> Result<Arc<Image>, ImageError> {
+    let digest = store.resolve(reference).await?;
+    store.pull(reference, &digest, &()).await
 }

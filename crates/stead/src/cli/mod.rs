@@ -11,11 +11,13 @@ mod look;
 mod namespace;
 mod plan;
 mod platform;
+mod registry;
 mod rollout_flags;
 mod secrets;
 mod story;
 mod stream;
 mod token;
+mod typed;
 
 use std::process::ExitCode;
 
@@ -110,6 +112,9 @@ enum Command {
     /// Images on the platform's machine
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Logins and mirrors of registries
+    #[command(subcommand)]
+    Registry(registry::RegistryCommand),
     /// Namespaces
     #[command(subcommand)]
     Namespace(namespace::NamespaceCommand),
@@ -239,6 +244,7 @@ async fn ask(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Exec(args) => enter::exec(context, args).await,
         Command::PortForward(args) => enter::port_forward(context, &args).await,
         Command::Image(command) => image::run(context, command).await,
+        Command::Registry(command) => registry::run(context, command).await,
         Command::Namespace(command) => namespace::run(context, command).await,
         Command::Token(command) => token::run(context, command).await,
         Command::Version => about::version(context).await,

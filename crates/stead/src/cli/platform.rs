@@ -10,7 +10,7 @@ use clap::Args;
 use crate::doctor;
 use crate::output::Output;
 use crate::platform::layout::Layout;
-use crate::platform::settings::{Asked, Listen, Registries, Settings, Tls};
+use crate::platform::settings::{Asked, Listen, Quota, Registries, Settings, Tls};
 use crate::platform::{down, gateway, serve, up};
 
 #[derive(Debug, Args)]
@@ -57,9 +57,12 @@ pub(super) struct Up {
     /// This registry may be on a private network, with TLS; may be given more than once
     #[arg(long, value_name = "HOST")]
     private_registry: Vec<String>,
-    /// Credentials of registries, as `docker login` writes them
+    /// Credentials of registries, as `docker login` writes them [default: ~/.docker/config.json]
     #[arg(long, value_name = "FILE")]
     docker_config: Option<PathBuf>,
+    /// What images may take of the disk, such as 20GB, or none: unneeded ones go for new ones
+    #[arg(long, value_name = "SIZE")]
+    image_quota: Option<Quota>,
     /// Return once the platform answers
     #[arg(short, long)]
     detach: bool,
@@ -78,6 +81,7 @@ impl Up {
                 private: self.private_registry,
             },
             docker_config: self.docker_config,
+            image_quota: self.image_quota,
         };
         Ok((Settings::new(self.folders.layout()?, asked)?, self.detach))
     }
@@ -141,6 +145,8 @@ pub(super) struct Serve {
     private_registry: Vec<String>,
     #[arg(long)]
     docker_config: Option<PathBuf>,
+    #[arg(long)]
+    image_quota: Option<Quota>,
     /// Remove everything that runs, and end
     #[arg(long)]
     destroy: bool,
@@ -154,6 +160,7 @@ pub(super) fn serve(args: Serve) -> Result<()> {
         http: args.http,
         registries: Registries { insecure: args.insecure_registry, private: args.private_registry },
         docker_config: args.docker_config,
+        image_quota: args.image_quota.unwrap_or_default().0,
     };
     if args.destroy { serve::destroy(config) } else { serve::run(config) }
 }

@@ -1,11 +1,8 @@
 //! `stead secrets …`. A value comes from standard input, never from the command line, which
 //! everybody on the machine can read.
 
-use std::io::{self, BufRead, IsTerminal, Read};
-
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 use stead_core::api::{SecretChanged, SecretRequest, SecretView};
 use stead_core::error::{Code, UserError};
 use stead_core::manifest::EnvName;
@@ -13,8 +10,7 @@ use stead_core::name::AppName;
 use stead_core::secret::{LONGEST, Secret};
 
 use super::follow::{self, Aim, Wait};
-use super::{Context, look::OfApp};
-use crate::failure::Quiet;
+use super::{Context, look::OfApp, typed};
 use crate::output::{Table, human};
 
 #[derive(Debug, Subcommand)]
@@ -116,23 +112,7 @@ async fn list(context: &Context, app: &AppName) -> Result<()> {
 
 /// The value, from a person or a pipe.
 async fn value(name: &EnvName) -> Result<Secret> {
-    // Restored also when the person gives up.
-    let hidden = if io::stdin().is_terminal() {
-        eprint!("Value of {name} (not shown): ");
-        Some(Hidden::enter()?)
-    } else {
-        None
-    };
-    let line = hidden.is_some();
-    let read = tokio::select! {
-        read = tokio::task::spawn_blocking(move || read(line)) => Some(read??),
-        _ = tokio::signal::ctrl_c() => None,
-    };
-    if hidden.is_some() {
-        // The person's own line end was not shown either.
-        eprintln!();
-    }
-    let Some(bytes) = read else { return Err(Quiet(1).into()) };
+    let bytes = typed::secret(&format!("Value of {name}")).await?;
     let bad = || {
         UserError::new(
             Code::BadRequest,
@@ -142,63 +122,4 @@ async fn value(name: &EnvName) -> Result<Secret> {
     };
     let text = String::from_utf8(bytes).map_err(|_| bad())?;
     Ok(Secret::new(text).map_err(|_| bad())?)
-}
-
-/// One line, or everything; without the line end that follows it.
-fn read(line: bool) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let most = LONGEST as u64 + 3;
-    let mut stdin = io::stdin().lock().take(most);
-    if line {
-        stdin.read_until(b'\n', &mut bytes)?;
-    } else {
-        stdin.read_to_end(&mut bytes)?;
-    }
-    Ok(without_line_end(bytes))
-}
-
-fn without_line_end(mut bytes: Vec<u8>) -> Vec<u8> {
-    if bytes.last() == Some(&b'\n') {
-        bytes.pop();
-        if bytes.last() == Some(&b'\r') {
-            bytes.pop();
-        }
-    }
-    bytes
-}
-
-/// The terminal shows nothing that is typed until this is dropped.
-struct Hidden {
-    before: Termios,
-}
-
-impl Hidden {
-    fn enter() -> io::Result<Self> {
-        let before = termios::tcgetattr(io::stdin())?;
-        let mut quiet = before.clone();
-        quiet.local_modes.remove(LocalModes::ECHO);
-        termios::tcsetattr(io::stdin(), OptionalActions::Flush, &quiet)?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        // There is nobody left to tell.
-        let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_line_end_is_taken_off() {
-        for (given, kept) in
-            [("a\n", "a"), ("a\r\n", "a"), ("a", "a"), ("a\n\n", "a\n"), ("\n", ""), (" a ", " a ")]
-        {
-            assert_eq!(without_line_end(given.into()), kept.as_bytes(), "{given:?}");
-        }
-    }
 }

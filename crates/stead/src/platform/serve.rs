@@ -13,6 +13,7 @@ use stead_core::error::UserError;
 use stead_core::event::{Event, Events};
 use stead_core::ids::ContainerId;
 use stead_core::name::AppKey;
+use stead_core::registry::{NoRegistryBook, RegistryBook};
 use stead_engine_node::image::{RegistryOptions, StoreOptions, TrustedRegistry};
 use stead_engine_node::sandbox::HostConfig;
 use stead_engine_node::{NodeConfig, NodeEngine};
@@ -31,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) http: SocketAddr,
     pub(crate) registries: Registries,
     pub(crate) docker_config: Option<PathBuf>,
+    /// Bytes that images may take of the disk.
+    pub(crate) image_quota: Option<u64>,
 }
 
 /// Runs the control plane and the engine until SIGTERM or SIGINT. Containers go on.
@@ -49,7 +52,8 @@ pub(crate) fn run(config: Config) -> Result<()> {
         let control = stead_control::Config { data_dir, run_dir, listen, http };
         let control = Control::open(control).await.map_err(UserError::from)?;
         let (traffic, events, secrets) = (control.traffic(), control.events(), control.secrets());
-        let engine = NodeEngine::open(node(config), traffic, events, secrets).await?;
+        let node = node(config, control.registries());
+        let engine = NodeEngine::open(node, traffic, events, secrets).await?;
         control.run(Arc::new(engine), shutdown).await.map_err(UserError::from)?;
         Ok(())
     })
@@ -61,7 +65,8 @@ pub(crate) fn destroy(config: Config) -> Result<()> {
     block_on(async {
         // Nothing is prepared any more, so nobody asks for a value.
         let (traffic, events, secrets) = (Arc::new(Nobody), Arc::new(Nobody), Arc::new(NoSecrets));
-        let engine = NodeEngine::open(node(config), traffic, events, secrets).await?;
+        let node = node(config, Arc::new(NoRegistryBook));
+        let engine = NodeEngine::open(node, traffic, events, secrets).await?;
         Ok(engine.destroy_all().await?)
     })
 }
@@ -72,12 +77,13 @@ fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
 }
 
-fn node(config: Config) -> NodeConfig {
-    let Config { layout, registries, docker_config, .. } = config;
+fn node(config: Config, book: Arc<dyn RegistryBook>) -> NodeConfig {
+    let Config { layout, registries, docker_config, image_quota: quota, .. } = config;
     let trusted = registries.insecure.into_iter().map(|host| (host, true));
     let trusted = trusted.chain(registries.private.into_iter().map(|host| (host, false)));
     let registry = RegistryOptions {
-        credentials: docker_config,
+        book,
+        credentials: docker_config.or_else(own_docker_config),
         trusted: trusted.map(|(host, plain_http)| TrustedRegistry { host, plain_http }).collect(),
         ..RegistryOptions::default()
     };
@@ -88,10 +94,19 @@ fn node(config: Config) -> NodeConfig {
             name: layout.name(),
             ..HostConfig::default()
         },
-        images: StoreOptions { registry, ..StoreOptions::default() },
+        images: StoreOptions { registry, quota, ..StoreOptions::default() },
         data_dir: layout.data_dir,
         run_dir: layout.run_dir,
     }
+}
+
+/// The docker config of the user that the platform runs as.
+fn own_docker_config() -> Option<PathBuf> {
+    let folder = match std::env::var_os("DOCKER_CONFIG") {
+        Some(folder) => PathBuf::from(folder),
+        None => PathBuf::from(std::env::var_os("HOME")?).join(".docker"),
+    };
+    Some(folder.join("config.json"))
 }
 
 /// Stands in for the gateways and the event log while everything is removed.

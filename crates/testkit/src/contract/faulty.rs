@@ -17,7 +17,8 @@ use stead_core::fleet::{ContainerState, Fleet, FleetSeen, Health, Lineup};
 use stead_core::ids::{ContainerId, Digest, Ordinal};
 use stead_core::manifest::Strategy;
 use stead_core::name::AppKey;
-use stead_core::time::Time;
+use stead_core::registry::{Login, RegistryChecked, RegistryHost};
+use stead_core::time::{Micros, Time};
 
 use super::{Images, Subject, Witness};
 use crate::sim::{PORT, SimEngine, SimMachine};
@@ -333,6 +334,14 @@ impl Engine for FaultyEngine {
         self.inner.resolve(reference).await
     }
 
+    async fn check_registry(
+        &self,
+        host: &RegistryHost,
+        login: Option<&Login>,
+    ) -> Result<RegistryChecked, EngineError> {
+        self.inner.check_registry(host, login).await
+    }
+
     async fn warm(&self, reference: &str, digest: &Digest) -> Result<(), EngineError> {
         self.inner.warm(reference, digest).await
     }
@@ -349,8 +358,8 @@ impl Engine for FaultyEngine {
         self.inner.images().await
     }
 
-    async fn prune(&self, keep: &[Digest]) -> Result<u64, EngineError> {
-        self.inner.prune(keep).await
+    async fn prune(&self, keep: &[Digest], unused_for: Micros) -> Result<u64, EngineError> {
+        self.inner.prune(keep, unused_for).await
     }
 
     async fn logs(

@@ -17,6 +17,7 @@ use stead_core::fleet::{ContainerState, Fleet, FleetSeen};
 use stead_core::ids::{ContainerId, Digest, Ordinal};
 use stead_core::invariants::Violation;
 use stead_core::name::AppKey;
+use stead_core::registry::{Login, RegistryChecked, RegistryHost};
 use stead_core::time::{Micros, Time};
 use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::JoinHandle;
@@ -274,6 +275,19 @@ impl Engine for SimEngine {
         Ok(resolve(reference)?)
     }
 
+    /// Every registry answers, and knows any password but `wrong`.
+    async fn check_registry(
+        &self,
+        host: &RegistryHost,
+        login: Option<&Login>,
+    ) -> Result<RegistryChecked, EngineError> {
+        if login.is_some_and(|login| login.password.expose() == "wrong") {
+            let message = format!("{host} does not accept the login");
+            return Err(UserError::new(Code::RegistryDenied, message, "try another").into());
+        }
+        Ok(RegistryChecked::Accepted)
+    }
+
     async fn warm(&self, reference: &str, digest: &Digest) -> Result<(), EngineError> {
         if let Some(code) = script(reference).pull_fails {
             return Err(super::trouble::not_pulled(code, reference).into());
@@ -298,7 +312,7 @@ impl Engine for SimEngine {
         Ok(self.machine.lock().images().map(|digest| info(digest.clone(), now)).collect())
     }
 
-    async fn prune(&self, keep: &[Digest]) -> Result<u64, EngineError> {
+    async fn prune(&self, keep: &[Digest], _unused_for: Micros) -> Result<u64, EngineError> {
         let mut node = self.machine.lock();
         let mut keep = keep.to_vec();
         for app in node.apps() {

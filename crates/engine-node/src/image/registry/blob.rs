@@ -1,17 +1,19 @@
 //! A blob as a stream that survives broken connections.
 //!
 //! Promises: the parts given out, put together, have exactly the size announced, or an error
-//! says so; after a break the stream goes on where it stopped. Does not hash: who consumes
-//! the bytes does.
+//! says so; after a break the stream goes on where it stopped, at another place where the one
+//! asked fails for good. Does not hash: who consumes the bytes does.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use reqwest::header::CONTENT_RANGE;
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Method, StatusCode};
 use stead_core::ids::Digest;
 
 use super::super::error::ImageError;
+use super::incoming::Incoming;
+use super::remote::Remote;
 use super::repository::{Repository, Want};
 use super::retry::{Failure, Retries};
 
@@ -21,11 +23,15 @@ const PROGRESS: u64 = 1 << 20;
 
 /// Streams one blob.
 pub(in super::super) struct BlobStream {
-    repository: Arc<Repository>,
+    remote: Arc<Remote>,
+    /// Whom it asks now.
+    place: usize,
+    /// Whom it had bytes from.
+    sources: Vec<usize>,
     digest: Digest,
     size: u64,
     offset: u64,
-    response: Option<Response>,
+    response: Option<Incoming>,
     /// Bytes a server repeats that cannot start in the middle.
     repeated: u64,
     retries: Retries,
@@ -34,10 +40,13 @@ pub(in super::super) struct BlobStream {
 }
 
 impl BlobStream {
-    pub(super) fn new(repository: Arc<Repository>, digest: Digest, size: u64) -> Self {
-        let retries = Retries::new(&repository.options);
+    pub(super) fn new(remote: Arc<Remote>, digest: Digest, size: u64) -> Self {
+        let place = remote.next_place(None);
+        let retries = Retries::new(&remote.repository(place).options);
         Self {
-            repository,
+            remote,
+            place,
+            sources: Vec::new(),
             digest,
             size,
             offset: 0,
@@ -58,13 +67,39 @@ impl BlobStream {
                 Err(failure) => {
                     self.response = None;
                     if self.offset - self.retries_since >= PROGRESS {
-                        self.retries = Retries::new(&self.repository.options);
-                        self.retries_since = self.offset;
+                        self.retries_anew();
                     }
-                    self.retries.pause(failure).await?;
+                    if let Err(error) = self.retries.pause(failure).await {
+                        self.go_on_elsewhere(error)?;
+                    }
                 }
             }
         }
+    }
+
+    /// The bytes were wrong, so whoever gave them is not asked again, if there is another to
+    /// ask. Whether another try is worth it.
+    pub(in super::super) fn blame(&self, why: &ImageError) -> bool {
+        // No short cut: all of them are to blame.
+        self.sources.iter().filter(|source| self.remote.pass_over(**source, why)).count() > 0
+    }
+
+    fn retries_anew(&mut self) {
+        self.retries = Retries::new(&self.repository().options);
+        self.retries_since = self.offset;
+    }
+
+    fn go_on_elsewhere(&mut self, error: ImageError) -> Result<(), ImageError> {
+        if !self.remote.pass_over(self.place, &error) {
+            return Err(error);
+        }
+        self.place = self.remote.next_place(Some(self.place));
+        self.retries_anew();
+        Ok(())
+    }
+
+    fn repository(&self) -> &Arc<Repository> {
+        self.remote.repository(self.place)
     }
 
     async fn step(&mut self) -> Result<Step, Failure> {
@@ -75,7 +110,8 @@ impl BlobStream {
             self.response = Some(self.request().await?);
             return Ok(Step::Again);
         };
-        let Some(mut part) = self.repository.chunk(response).await? else {
+        let repository = Arc::clone(self.remote.repository(self.place));
+        let Some(mut part) = repository.chunk(response).await? else {
             self.response = None;
             if self.offset == self.size {
                 return Ok(Step::End);
@@ -92,19 +128,23 @@ impl BlobStream {
             return Err(self.wrong_size(self.offset + part.len() as u64).into());
         }
         self.offset += part.len() as u64;
+        if self.sources.last() != Some(&self.place) {
+            self.sources.push(self.place);
+        }
         Ok(Step::Part(part))
     }
 
-    async fn request(&mut self) -> Result<Response, Failure> {
-        let path = self.repository.path("blobs", self.digest.as_str());
+    async fn request(&mut self) -> Result<Incoming, Failure> {
+        let repository = Arc::clone(self.repository());
+        let path = repository.path("blobs", self.digest.as_str());
         let want = Want { accept: None, from: self.offset };
-        let response = self.repository.once(Method::GET, &path, &want).await?;
+        let response = repository.once(Method::GET, &path, &want).await?;
         self.repeated = match response.status() {
             // There is no byte at `offset`: the blob is shorter than announced.
             StatusCode::RANGE_NOT_SATISFIABLE => return Err(self.wrong_size(self.offset).into()),
             StatusCode::PARTIAL_CONTENT if self.starts_right(&response) => 0,
             StatusCode::PARTIAL_CONTENT => {
-                return Err(self.repository.odd("another part of the blob than asked for").into());
+                return Err(repository.odd("another part of the blob than asked for").into());
             }
             _ => self.offset,
         };
@@ -114,10 +154,10 @@ impl BlobStream {
                 return Err(self.wrong_size(got).into());
             }
         }
-        Ok(response)
+        Ok(Incoming::new(response))
     }
 
-    fn starts_right(&self, response: &Response) -> bool {
+    fn starts_right(&self, response: &reqwest::Response) -> bool {
         let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
         let start = range.and_then(|r| r.strip_prefix("bytes ")).and_then(|r| r.split('-').next());
         start.and_then(|start| start.trim().parse().ok()) == Some(self.offset)

@@ -1,7 +1,7 @@
 //! A client of image registries.
 //!
 //! Promises: credentials are sent to the registry's own origin and its own token realm, never
-//! after a redirect; addresses out of reach are refused; every answer is bounded in size and
+//! after a redirect, and never to another registry that mirrors it; addresses out of reach are refused; every answer is bounded in size and
 //! every wait in time; what fails in passing is tried again with growing pauses. Does not
 //! know what manifests mean, nor where blobs are kept.
 //!
@@ -11,6 +11,9 @@ mod address;
 mod auth;
 mod blob;
 mod credentials;
+mod docker;
+mod incoming;
+mod remote;
 mod repository;
 mod retry;
 
@@ -22,19 +25,26 @@ use std::time::Duration;
 use reqwest::{Client, Url};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use stead_core::registry::{
+    DOCKER_HUB, Login, NoRegistryBook, RegistryBook, RegistryChecked, RegistryHost,
+};
 
 use self::address::{Guarded, Reach};
 pub(super) use self::blob::BlobStream;
-pub(super) use self::repository::Repository;
+pub(super) use self::remote::Remote;
+use self::remote::Place;
+use self::repository::Repository;
 use super::error::ImageError;
-use super::reference::{DOCKER_HUB, Reference};
+use super::reference::Reference;
 
 const DOCKER_HUB_ORIGIN: &str = "https://registry-1.docker.io";
 
 /// How registries are reached.
 #[derive(Debug, Clone)]
 pub struct RegistryOptions {
-    /// A file as `docker login` writes it.
+    /// Logins and mirrors that the operator gave.
+    pub book: Arc<dyn RegistryBook>,
+    /// A file as `docker login` writes it, for registries that the book has no login for.
     pub credentials: Option<PathBuf>,
     /// Registries that the operator trusts.
     pub trusted: Vec<TrustedRegistry>,
@@ -55,6 +65,7 @@ pub struct RegistryOptions {
 impl Default for RegistryOptions {
     fn default() -> Self {
         Self {
+            book: Arc::new(NoRegistryBook),
             credentials: None,
             trusted: Vec::new(),
             authorities: None,
@@ -76,12 +87,21 @@ pub struct TrustedRegistry {
     pub plain_http: bool,
 }
 
+/// How often a mirror is tried: there is another place to go.
+const MIRROR_ATTEMPTS: u32 = 2;
+
 /// Opens repositories, and remembers their tokens.
 pub(super) struct Registry {
     options: RegistryOptions,
     /// One client per [`Reach`], made when first wanted: reading certificates takes long.
     clients: [OnceLock<Client>; 3],
-    repositories: Mutex<HashMap<(String, String), Arc<Repository>>>,
+    repositories: Mutex<HashMap<(RegistryHost, String, u32), Opened>>,
+}
+
+/// A repository, and the login that its tokens were had with.
+struct Opened {
+    login: Option<Login>,
+    repository: Arc<Repository>,
 }
 
 impl Registry {
@@ -89,25 +109,58 @@ impl Registry {
         Self { options, clients: Default::default(), repositories: Mutex::default() }
     }
 
-    /// The repository a reference names. Connects to nothing yet.
-    pub(super) fn repository(&self, reference: &Reference) -> Result<Arc<Repository>, ImageError> {
-        let key = (reference.host().to_owned(), reference.repository().to_owned());
-        let mut repositories = self.repositories.lock().expect("no holder panics");
-        if let Some(known) = repositories.get(&key) {
-            return Ok(Arc::clone(known));
+    /// The places that have the image which a reference names. Connects to nothing yet.
+    pub(super) fn remote(&self, reference: &Reference) -> Result<Arc<Remote>, ImageError> {
+        let (host, name) = (reference.host(), reference.repository());
+        let mut mirrors = Vec::new();
+        for mirror in self.options.book.mirrors(host).map_err(ImageError::Book)? {
+            let attempts = self.options.attempts.min(MIRROR_ATTEMPTS);
+            let at_mirror = mirror.address.repository(name);
+            let address = mirror.address.to_string();
+            match self.repository(&mirror.address.host, at_mirror, attempts) {
+                Ok(repository) => mirrors.push(Place::mirror(repository, address, mirror.tags)),
+                Err(error) => tracing::warn!(mirror = address, %error, "a mirror is passed over"),
+            }
         }
-        let (host, name) = key.clone();
-        let (origin, reach) = self.origin(&host)?;
-        let repository = Arc::new(Repository::new(
-            self.options.clone(),
-            self.client(reach)?,
-            reach,
-            origin,
-            host,
-            name,
-        ));
-        repositories.insert(key, Arc::clone(&repository));
+        let repository = self.repository(host, name.to_owned(), self.options.attempts)?;
+        Ok(Arc::new(Remote::new(mirrors, repository)))
+    }
+
+    /// Whether a registry answers, and accepts a login.
+    pub(super) async fn check(
+        &self,
+        host: &RegistryHost,
+        login: Option<&Login>,
+    ) -> Result<RegistryChecked, ImageError> {
+        self.open(host, String::new(), MIRROR_ATTEMPTS)?.check(login).await
+    }
+
+    fn repository(
+        &self,
+        host: &RegistryHost,
+        name: String,
+        attempts: u32,
+    ) -> Result<Arc<Repository>, ImageError> {
+        let login = self.options.book.login(host).map_err(ImageError::Book)?;
+        let mut repositories = self.repositories.lock().expect("no holder panics");
+        let key = (host.clone(), name, attempts);
+        if let Some(known) = repositories.get(&key).filter(|known| known.login == login) {
+            return Ok(Arc::clone(&known.repository));
+        }
+        let repository = Arc::new(self.open(host, key.1.clone(), attempts)?);
+        repositories.insert(key, Opened { login, repository: Arc::clone(&repository) });
         Ok(repository)
+    }
+
+    fn open(
+        &self,
+        host: &RegistryHost,
+        name: String,
+        attempts: u32,
+    ) -> Result<Repository, ImageError> {
+        let (origin, reach) = self.origin(host.as_str())?;
+        let options = RegistryOptions { attempts, ..self.options.clone() };
+        Ok(Repository::new(options, self.client(reach)?, reach, origin, host.clone(), name))
     }
 
     fn origin(&self, host: &str) -> Result<(Url, Reach), ImageError> {
@@ -218,7 +271,7 @@ mod tests {
             registry.client(Reach::Public).unwrap(),
             Reach::Public,
             format!("http://localhost:{port}").parse().unwrap(),
-            "registry.example".into(),
+            "registry.example".parse().unwrap(),
             "web".into(),
         );
         let error = repository.resolve("1").await.unwrap_err();

@@ -4,22 +4,22 @@
 //! redirect; no answer is longer than expected, and none is waited for without end. Does not
 //! know what manifests mean, nor where blobs are kept.
 
-use std::sync::Arc;
-
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE,
 };
 use reqwest::{Client, Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use stead_core::ids::Digest;
+use stead_core::registry::{Login, RegistryChecked, RegistryHost};
 
 use super::super::error::ImageError;
 use super::super::manifest;
+use super::RegistryOptions;
 use super::address::{Reach, Refused};
 use super::auth::{self, Challenge};
-use super::blob::BlobStream;
+use super::credentials::{self, Credentials};
+use super::incoming::Incoming;
 use super::retry::{self, Failure, Retries};
-use super::{RegistryOptions, credentials};
 
 const MAX_REDIRECTS: u32 = 5;
 /// Largest token response, and most of an error's body that is read, bytes.
@@ -33,8 +33,11 @@ pub(in super::super) struct Repository {
     /// Scheme, host and port of the registry's API.
     origin: Url,
     /// The host as in references; names the registry in messages and credentials.
-    host: String,
-    name: String,
+    host: RegistryHost,
+    /// `None` while only the registry as a whole is asked.
+    name: Option<String>,
+    /// What it is told about who asks; `None`: what is found when it wants to know.
+    login: Option<Credentials>,
     /// The `Authorization` last found good.
     authorization: tokio::sync::Mutex<Option<HeaderValue>>,
 }
@@ -46,11 +49,34 @@ impl Repository {
         client: Client,
         reach: Reach,
         origin: Url,
-        host: String,
+        host: RegistryHost,
         name: String,
     ) -> Self {
-        let authorization = tokio::sync::Mutex::default();
-        Self { options, client, reach, origin, host, name, authorization }
+        let (name, authorization) = (Some(name), tokio::sync::Mutex::default());
+        Self { options, client, reach, origin, host, name, login: None, authorization }
+    }
+
+    /// Asks the registry as a whole whether it answers, and accepts this login.
+    pub(super) async fn check(
+        mut self,
+        login: Option<&Login>,
+    ) -> Result<RegistryChecked, ImageError> {
+        self.name = None;
+        self.login = login.cloned().map(Credentials::Login);
+        let mut retries = Retries::new(&self.options);
+        loop {
+            match self.once(Method::GET, "/v2/", &Want::default()).await {
+                Ok(_) if login.is_some() && self.authorization.lock().await.is_none() => {
+                    return Ok(RegistryChecked::WantsNone);
+                }
+                Ok(_) => return Ok(RegistryChecked::Accepted),
+                // It wants a login, so it is one that answers.
+                Err(Failure::Final(ImageError::Denied { .. })) if login.is_none() => {
+                    return Ok(RegistryChecked::Accepted);
+                }
+                Err(failure) => retries.pause(failure).await?,
+            }
+        }
     }
 
     /// The digest a tag names now.
@@ -104,19 +130,18 @@ impl Repository {
         Ok(bytes)
     }
 
-    /// A blob of any size, as a stream.
-    pub(in super::super) fn blob(self: &Arc<Self>, digest: &Digest, size: u64) -> BlobStream {
-        BlobStream::new(Arc::clone(self), digest.clone(), size)
-    }
-
     fn called(&self, tag_or_digest: &str) -> String {
         let separator = if tag_or_digest.contains(':') { '@' } else { ':' };
-        format!("{}{separator}{tag_or_digest}", self.name)
+        format!("{}{separator}{tag_or_digest}", self.name())
     }
 
     pub(super) fn path(&self, kind: &str, what: &str) -> String {
         // Parts of a parsed reference: nothing in them needs escaping.
-        format!("/v2/{}/{kind}/{what}", self.name)
+        format!("/v2/{}/{kind}/{what}", self.name())
+    }
+
+    fn name(&self) -> &str {
+        self.name.as_deref().unwrap_or("its API")
     }
 
     async fn document(
@@ -139,14 +164,10 @@ impl Repository {
         }
     }
 
-    async fn body(
-        &self,
-        mut response: Response,
-        what: &str,
-        limit: u64,
-    ) -> Result<Vec<u8>, Failure> {
+    async fn body(&self, response: Response, what: &str, limit: u64) -> Result<Vec<u8>, Failure> {
+        let mut incoming = Incoming::new(response);
         let mut bytes = Vec::new();
-        while let Some(chunk) = self.chunk(&mut response).await? {
+        while let Some(chunk) = self.chunk(&mut incoming).await? {
             let got = bytes.len() as u64 + chunk.len() as u64;
             if got > limit {
                 let what = what.to_owned();
@@ -160,11 +181,11 @@ impl Repository {
     /// The next part of a response, `None` at its end.
     pub(super) async fn chunk(
         &self,
-        response: &mut Response,
+        incoming: &mut Incoming,
     ) -> Result<Option<bytes::Bytes>, Failure> {
-        match tokio::time::timeout(self.options.stall_timeout, response.chunk()).await {
-            Ok(result) => result.map_err(|error| self.broken(response.url(), &error)),
-            Err(_) => Err(self.stalled(response.url())),
+        match incoming.next(self.options.stall_timeout).await {
+            Ok(part) => part.map_err(|error| self.broken(incoming.response.url(), &error)),
+            Err(_) => Err(self.stalled(incoming.response.url())),
         }
     }
 
@@ -231,7 +252,7 @@ impl Repository {
 
     fn redirect(&self, from: &Url, headers: &HeaderMap, count: u32) -> Result<Url, Failure> {
         let bad = |reason: String| {
-            Failure::Final(ImageError::BadRedirect { registry: self.host.clone(), reason })
+            Failure::Final(ImageError::BadRedirect { registry: self.host.to_string(), reason })
         };
         if count > MAX_REDIRECTS {
             return Err(bad(format!("there are more than {MAX_REDIRECTS} of them")));
@@ -260,9 +281,10 @@ impl Repository {
             // Another request was told the same, and has answered.
             return Ok(());
         }
-        let credentials = match &self.options.credentials {
-            Some(path) => credentials::find(path, &self.host).await?,
-            None => None,
+        let credentials = match (&self.login, &self.name) {
+            (Some(login), _) => Some(login.clone()),
+            (None, Some(_)) => credentials::find(&self.options, &self.host).await?,
+            (None, None) => None,
         };
         let challenges = auth::challenges(response.headers());
         let bearer = challenges.iter().find(|c| matches!(c, Challenge::Bearer { .. }));
@@ -273,10 +295,14 @@ impl Repository {
                     self.token(realm, service.as_deref(), scope.as_deref(), credentials).await?;
                 format!("Bearer {token}")
             }
-            (Some(Challenge::Basic), Some(credentials)) => {
+            (Some(Challenge::Basic), Some(Credentials::Login(login))) => {
                 use base64::Engine as _;
-                let pair = format!("{}:{}", credentials.user, credentials.password);
+                let pair = format!("{}:{}", login.user, login.password.expose());
                 format!("Basic {}", base64::prelude::BASE64_STANDARD.encode(pair))
+            }
+            (Some(Challenge::Basic), Some(Credentials::Identity(_))) => {
+                let reason = "it wants a password, and there is only an identity token";
+                return Err(self.denied(reason).into());
             }
             (Some(Challenge::Basic), None) => {
                 return Err(self.denied("it wants credentials, and there are none").into());
@@ -295,7 +321,7 @@ impl Repository {
         mut realm: Url,
         service: Option<&str>,
         scope: Option<&str>,
-        credentials: Option<credentials::Credentials>,
+        credentials: Option<Credentials>,
     ) -> Result<String, Failure> {
         #[derive(Deserialize)]
         struct Answer {
@@ -305,20 +331,40 @@ impl Repository {
         if !auth::realm_belongs(&self.origin, &realm) {
             return Err(self.foreign(realm.as_str()).into());
         }
-        let own_scope = format!("repository:{}:pull", self.name);
-        realm
-            .query_pairs_mut()
-            .extend_pairs(service.map(|service| ("service", service)))
-            .append_pair("scope", scope.unwrap_or(&own_scope));
-        let mut request = self.client.get(realm.clone());
-        if let Some(credentials) = credentials {
-            request = request.basic_auth(credentials.user, Some(credentials.password));
-        }
+        let own_scope = self.name.as_ref().map(|name| format!("repository:{name}:pull"));
+        // The registry as a whole needs none; some name one all the same, and refuse it then.
+        let scope = own_scope.as_deref().map(|own| scope.unwrap_or(own));
+        let wishes = [("service", service), ("scope", scope)];
+        let wishes = wishes.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        let request = match credentials {
+            Some(Credentials::Identity(token)) => {
+                // OAuth 2.0, RFC 6749, section 6; as the distribution project has it.
+                let mut form = realm.clone();
+                let fixed = [("grant_type", "refresh_token"), ("client_id", "stead")];
+                form.query_pairs_mut()
+                    .clear()
+                    .extend_pairs(fixed.into_iter().chain(wishes))
+                    .append_pair("refresh_token", token.expose());
+                let body = form.query().unwrap_or_default().to_owned();
+                let request = self.client.post(realm.clone());
+                request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(body)
+            }
+            credentials => {
+                realm.query_pairs_mut().extend_pairs(wishes);
+                let request = self.client.get(realm.clone());
+                match credentials {
+                    Some(Credentials::Login(Login { user, password })) => {
+                        request.basic_auth(user, Some(password.expose()))
+                    }
+                    _ => request,
+                }
+            }
+        };
         let response = self.send(&realm, request).await?;
         let status = response.status();
         if status.is_redirection() {
             let reason = "it would take the credentials elsewhere".into();
-            return Err(ImageError::BadRedirect { registry: self.host.clone(), reason }.into());
+            return Err(ImageError::BadRedirect { registry: self.host.to_string(), reason }.into());
         }
         if !status.is_success() {
             return Err(self.failure(realm.path(), response).await);
@@ -333,12 +379,12 @@ impl Repository {
     /// What an unsuccessful status means.
     async fn failure(&self, path: &str, response: Response) -> Failure {
         let status = response.status();
-        let retry_after = retry::retry_after(response.headers().get(RETRY_AFTER));
+        let retry_after = retry::retry_after(response.headers());
         let said = self.error_message(response).await;
         let said = said.unwrap_or_else(|| format!("HTTP status {status}"));
         match status {
             StatusCode::NOT_FOUND => Failure::Final(ImageError::NotFound {
-                registry: self.host.clone(),
+                registry: self.host.to_string(),
                 what: match path.rsplit_once("/manifests/") {
                     Some((_, tag_or_digest)) => self.called(tag_or_digest),
                     None => path.trim_start_matches("/v2/").to_owned(),
@@ -349,7 +395,7 @@ impl Repository {
                 .into(),
             StatusCode::FORBIDDEN => self.denied(&said).into(),
             StatusCode::TOO_MANY_REQUESTS => Failure::Passing {
-                error: ImageError::RateLimited { registry: self.host.clone(), retry_after },
+                error: ImageError::RateLimited { registry: self.host.to_string(), retry_after },
                 after: retry_after,
             },
             _ if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
@@ -404,18 +450,18 @@ impl Repository {
 
     fn denied(&self, reason: &str) -> ImageError {
         ImageError::Denied {
-            registry: self.host.clone(),
-            repository: self.name.clone(),
+            registry: self.host.to_string(),
+            repository: self.name().to_owned(),
             reason: reason.to_owned(),
         }
     }
 
     fn foreign(&self, realm: &str) -> ImageError {
-        ImageError::ForeignRealm { registry: self.host.clone(), realm: realm.to_owned() }
+        ImageError::ForeignRealm { registry: self.host.to_string(), realm: realm.to_owned() }
     }
 
     pub(super) fn odd(&self, answer: &str) -> ImageError {
-        ImageError::Registry { registry: self.host.clone(), answer: answer.to_owned() }
+        ImageError::Registry { registry: self.host.to_string(), answer: answer.to_owned() }
     }
 }
 

@@ -6,9 +6,9 @@
 use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use reqwest::header::HeaderValue;
+use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
 
 use super::super::error::ImageError;
 use super::RegistryOptions;
@@ -63,10 +63,21 @@ impl Retries {
     }
 }
 
-/// `Retry-After` in seconds. Its other form, a date, is taken for a minute: clocks differ.
-pub(super) fn retry_after(value: Option<&HeaderValue>) -> Option<Duration> {
-    let text = value?.to_str().ok()?.trim();
-    Some(Duration::from_secs(text.parse().unwrap_or(60)))
+/// What longer waits count as; nobody waits so long.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// How long an answer asks to wait; `None` where it does not say, or nothing that makes sense.
+/// A date counts from the answer's own, because clocks differ (RFC 9110, 10.2.3).
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let asked = text(RETRY_AFTER)?;
+    if !asked.is_empty() && asked.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(asked.parse().map_or(FOREVER, Duration::from_secs).min(FOREVER));
+    }
+    let until = httpdate::parse_http_date(asked).ok()?;
+    let from = text(DATE).and_then(|date| httpdate::parse_http_date(date).ok());
+    let from = from.unwrap_or_else(SystemTime::now);
+    Some(until.duration_since(from).unwrap_or_default().min(FOREVER))
 }
 
 /// The error of type `T` somewhere beneath `error`. `io::Error` hides what it wraps from
