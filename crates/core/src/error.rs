@@ -148,6 +148,8 @@ codes! {
     PackageUnreadable = "STEAD-I012", BadInput;
     /// The base image that the package needs is not here.
     BaseMissing = "STEAD-I013", Failed;
+    /// The image holds no site, or one that cannot be served.
+    SiteUnfit = "STEAD-I014", BadInput;
 
     /// The new Release's Instances did not become ready in time.
     NeverReady = "STEAD-E001", Unhealthy;

@@ -197,6 +197,7 @@ impl Entry {
         Some(AppRoutes {
             hosts: routing.hosts.iter().map(HostRule::whole).collect(),
             backends,
+            site: None,
             split: routing.split.clone(),
             slow_start_ms: routing.slow_start.millis(),
             report_ms: routing.trial.then_some(TRIAL_REPORT_MS),

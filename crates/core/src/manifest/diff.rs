@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::fields::{Http, Manifest};
+use super::fields::{Http, Jvm, Manifest};
 use super::sidecar::Sidecar;
 use super::text::EnvName;
 use crate::fleet::Part;
@@ -79,7 +79,9 @@ pub fn diff(old: &Manifest, new: &Manifest) -> Vec<FieldChange> {
         secrets,
         files,
         http,
+        site,
         resources,
+        jvm: Jvm { archive, threads },
         health,
         lifecycle,
         volumes,
@@ -98,7 +100,9 @@ pub fn diff(old: &Manifest, new: &Manifest) -> Vec<FieldChange> {
     let mut changes = Changes { part: Part::Main, found: Vec::new() };
     changes.compare("app", app, &new.app, RecreateSandbox);
     changes.compare("namespace", namespace, &new.namespace, RecreateSandbox);
-    changes.compare("source", source, &new.source, RestartContainer);
+    // Of a site nothing runs.
+    let runs = if new.site.is_some() { None } else { RestartContainer };
+    changes.compare("source", source, &new.source, runs);
     changes.compare("command", command, &new.command, RestartContainer);
     changes.compare("args", args, &new.args, RestartContainer);
     changes.compare("env", env, &new.env, RestartContainer);
@@ -112,7 +116,11 @@ pub fn diff(old: &Manifest, new: &Manifest) -> Vec<FieldChange> {
     changes.compare("http.port", &port, &to.port, RestartContainer);
     changes.compare("http.hosts", &hosts, &to.hosts, None);
     changes.compare("http.protocol", &protocol, &to.protocol, RestartContainer);
+    changes.compare("site", site, &new.site, None);
     changes.compare("resources", resources, &new.resources, ResourcesOnly);
+    // It is for the next start to use one or not.
+    changes.compare("jvm.archive", archive, &new.jvm.archive, None);
+    changes.compare("jvm.threads", threads, &new.jvm.threads, RestartContainer);
     changes.compare("health", health, &new.health, None);
     changes.compare("lifecycle", lifecycle, &new.lifecycle, None);
     changes.compare("volumes", volumes, &new.volumes, RecreateSandbox);
@@ -218,7 +226,10 @@ mod tests {
             ("", "secrets: [A]", "secrets", RestartContainer),
             ("", "resources: {memory: 1Gi}", "resources.memory", ResourcesOnly),
             ("instances: 1", "instances: 3", "instances", None),
+            ("", "jvm: {archive: off}", "jvm.archive", None),
+            ("", "jvm: {threads: virtual}", "jvm.threads", RestartContainer),
             ("", "http: {hosts: [a.com]}", "http.hosts", None),
+            ("site: {}", "site: {fallback: i.html}", "site.fallback", None),
             ("http: {port: 80}", "http: {port: 81}", "http.port", RestartContainer),
             ("", "volumes: [{name: d, mount: /d}]", "volumes", RecreateSandbox),
             ("", "files: {/etc/x: {content: a}}", "files./etc/x", RestartContainer),

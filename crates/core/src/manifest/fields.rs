@@ -9,13 +9,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::choice::{Isolation, Protocol, RestartPolicy};
+use super::choice::{Isolation, JvmArchive, JvmThreads, Protocol, RestartPolicy};
 use super::health::Health;
 use super::hooks::Hooks;
 use super::quantity::{Cpu, Memory, Span};
 use super::rollout::Rollout;
 use super::sidecar::Sidecar;
 use super::signal::StopSignal;
+use super::site::Site;
 use super::text::{AbsPath, EnvName, HostName, Port, UserSpec, VolumeName};
 use crate::name::{AppKey, AppName, MAX_NAME, NamespaceName};
 
@@ -57,9 +58,15 @@ pub struct Manifest {
     /// exposes; an image that exposes none takes no HTTP requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<Http>,
+    /// The source is a folder of static files: the gateway serves them, and nothing runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub site: Option<Site>,
     /// What each Instance may use of the machine.
     #[serde(default)]
     pub resources: Resources,
+    /// How a Java program is run: what speeds its starts up, and what its threads are.
+    #[serde(default)]
+    pub jvm: Jvm,
     /// How stead knows that an Instance is started, ready and alive.
     #[serde(default)]
     pub health: Health,
@@ -119,7 +126,9 @@ impl Manifest {
             secrets: Vec::new(),
             files: BTreeMap::new(),
             http: None,
+            site: None,
             resources: Resources::default(),
+            jvm: Jvm::default(),
             health: Health::default(),
             lifecycle: Lifecycle::default(),
             volumes: Vec::new(),
@@ -207,6 +216,17 @@ impl Default for Resources {
     fn default() -> Self {
         Self { cpu: None, memory: None, pids: 4096 }
     }
+}
+
+/// How a Java program is run. Means nothing to other programs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(inline)]
+pub struct Jvm {
+    /// Whether its starts are sped up by an archive of its classes.
+    pub archive: JvmArchive,
+    /// What its threads are.
+    pub threads: JvmThreads,
 }
 
 /// What happens around the start, the change and the stop of a Container.

@@ -23,6 +23,7 @@ mod rollout;
 mod schema;
 mod sidecar;
 mod signal;
+mod site;
 mod suggest;
 mod text;
 mod unbuilt;
@@ -32,9 +33,9 @@ mod yaml;
 mod tests;
 
 pub use batches::{Batch, Batches};
-pub use choice::{Isolation, Order, Protocol, RestartPolicy, Strategy};
+pub use choice::{Isolation, JvmArchive, JvmThreads, Order, Protocol, RestartPolicy, Strategy};
 pub use diff::{Effect, FieldChange, diff, effect_on, strongest};
-pub use fields::{FileSource, Http, Lifecycle, Manifest, Park, PreStop, Resources, Volume};
+pub use fields::{FileSource, Http, Jvm, Lifecycle, Manifest, Park, PreStop, Resources, Volume};
 pub use health::{Check, Health, Probe, Startup};
 pub use hooks::{Hook, HookRun, Hooks};
 pub use matching::Match;
@@ -45,7 +46,8 @@ pub use rollout::{Analysis, Rollout};
 pub use schema::schema;
 pub use sidecar::{Sidecar, SidecarVolume};
 pub use signal::StopSignal;
+pub use site::{Site, SiteCache};
 pub use text::{
     AbsPath, CookieName, EnvName, HeaderName, HostName, HttpPath, ParameterName, Port, SidecarName,
-    UserSpec, VolumeName,
+    SitePath, UserSpec, VolumeName,
 };

@@ -35,6 +35,11 @@ fn examples() -> Value {
             "rollout": { "batches": 4, "pause": "manual", "analysis": false }
         },
         {
+            "app": "docs",
+            "source": "./dist",
+            "site": { "fallback": "index.html", "cache": { "files": "1h" } }
+        },
+        {
             "app": "web",
             "namespace": "default",
             "source": "registry.example/web:1.4",

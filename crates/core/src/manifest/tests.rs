@@ -22,6 +22,47 @@ fn with(rest: &str) -> Vec<String> {
 }
 
 #[test]
+fn a_site_says_how_it_is_served_and_nothing_of_containers() {
+    let text = "app: web\nsource: ./dist\nhttp: {hosts: [a.com]}\nsite: {fallback: index.html, \
+                not_found: /oops.html, cache: {pages: 1m}, headers: {X-Frame-Options: DENY}}";
+    let site = parse(text, "t").unwrap().site.unwrap();
+    assert_eq!(site.fallback.unwrap().as_str(), "/index.html");
+    assert_eq!(site.cache, SiteCache { pages: Span::from_secs(60), ..SiteCache::default() });
+    assert_eq!(
+        site.headers.keys().map(|name| name.as_str()).collect::<Vec<_>>(),
+        ["x-frame-options"]
+    );
+    assert_eq!(parse("{app: w, source: s, site: {}}", "t").unwrap().site, Some(Site::default()));
+    assert_eq!(with("site: {fallback: none}"), [""; 0]);
+    for (rest, found) in [
+        ("command: [a]\nsite: {}", "STEAD-M014 command 3:10"),
+        ("instances: 3\nsite: {}", "STEAD-M014 instances 3:12"),
+        ("site: {}\nenv: {A: b}", "STEAD-M014 env 4:6"),
+        ("site: {}\nhttp: {port: 80}", "STEAD-M014 http.port 4:14"),
+        ("site: {}\nhealth: {liveness: {tcp: 80}}", "STEAD-M014 health 4:9"),
+        ("site: {}\nsidecars: [{name: a, source: b}]", "STEAD-M014 sidecars 4:11"),
+        ("site: {}\nvolumes: [{name: d, mount: /d}]", "STEAD-M014 volumes 4:10"),
+        ("site: {}\nrollout: {batches: 4}", "STEAD-M014 rollout.batches 4:20"),
+        ("site: {fallback: ../x}", "STEAD-M011 site.fallback 3:18"),
+        ("site: {fallbak: x}", "STEAD-M004 site.fallbak 3:8"),
+        ("site: {headers: {ETag: x}}", "STEAD-M014 site.headers.etag 3:17"),
+        ("site: {headers: {X-A: \"a\\nb\"}}", "STEAD-M019 site.headers.x-a 3:17"),
+    ] {
+        assert_eq!(with(rest), [found], "{rest}");
+    }
+}
+
+#[test]
+fn a_java_program_says_how_it_is_run() {
+    let parsed = parse("{app: w, source: s, jvm: {archive: off, threads: virtual}}", "t").unwrap();
+    assert_eq!(parsed.jvm, Jvm { archive: JvmArchive::Off, threads: JvmThreads::Virtual });
+    assert_eq!(parse("{app: w, source: s}", "t").unwrap().jvm, Jvm::default());
+    let bad = parse("{app: w, source: s, jvm: {thread: wisp}}", "t").unwrap_err();
+    assert_eq!(bad.list[0].nearest.as_deref(), Some("threads"));
+    assert_eq!(with("jvm: {archive: never}"), ["STEAD-M013 jvm.archive 3:16"]);
+}
+
+#[test]
 fn a_full_manifest_is_read() {
     let text = r#"
 app: web

@@ -116,6 +116,11 @@ checked_text!(
     ParameterName, read_parameter_name, r"^[^\s&=#]+$", "gray"
 );
 
+checked_text!(
+    /// The path of a file in a site, from its root; kept with a slash before it.
+    SitePath, read_site_path, r"^/?[^/\s]", "index.html"
+);
+
 /// A TCP port, 1 to 65535.
 #[derive(
     Debug,
@@ -223,6 +228,16 @@ fn read_http_path(text: &str) -> Result<String, BadValue> {
         return Ok(text.to_owned());
     }
     let expected = "the path of an HTTP request such as /healthz";
+    Err(BadValue::text(Code::ManifestPath, expected, text))
+}
+
+fn read_site_path(text: &str) -> Result<String, BadValue> {
+    let path = text.strip_prefix('/').unwrap_or(text);
+    let inside = !path.split('/').any(|part| matches!(part, "" | "." | ".."));
+    if inside && path.len() <= 1024 && !path.contains(char::is_control) {
+        return Ok(format!("/{path}"));
+    }
+    let expected = "the path of a file in the site such as index.html";
     Err(BadValue::text(Code::ManifestPath, expected, text))
 }
 
@@ -348,6 +363,11 @@ mod tests {
             assert!(good.parse::<HttpPath>().is_ok(), "{good}");
             assert!(bad.parse::<HttpPath>().is_err(), "{bad}");
         }
+        for (good, bad) in [("index.html", ""), ("/a/b.html", "/"), ("a b", "../a"), ("a", "a/")] {
+            assert!(good.parse::<SitePath>().is_ok(), "{good}");
+            assert!(bad.parse::<SitePath>().is_err(), "{bad}");
+        }
+        assert_eq!("a.html".parse::<SitePath>().unwrap(), "/a.html".parse().unwrap());
         for (good, bad) in [("app", ""), ("1000:1000", "a:b:c"), ("www-data", ":0"), ("0", "a b")] {
             assert!(good.parse::<UserSpec>().is_ok(), "{good}");
             assert!(bad.parse::<UserSpec>().is_err(), "{bad}");

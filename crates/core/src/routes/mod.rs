@@ -10,6 +10,7 @@
 
 mod index;
 mod link;
+pub mod site;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -43,6 +44,9 @@ pub struct AppRoutes {
     /// The Containers that take its requests, and those that are being drained. A draining
     /// one stays here until every gateway has reported it drained.
     pub backends: Vec<Backend>,
+    /// The files that answer its requests, of an App that is a site. It has no Backends.
+    #[serde(default)]
+    pub site: Option<site::SiteRoute>,
     /// How requests are shared out between Releases.
     #[serde(default)]
     pub split: Split,

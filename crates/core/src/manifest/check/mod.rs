@@ -2,6 +2,7 @@
 
 mod rollout;
 mod sidecars;
+mod site;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -73,6 +74,7 @@ pub(super) fn all(manifest: &Manifest) -> Vec<(FieldPath, BadValue)> {
     let mounts = manifest.volumes.iter().map(|volume| &volume.mount);
     files(&root, &manifest.files, mounts.collect(), &mut broken);
     sidecars::check(manifest, &mut broken);
+    site::check(manifest, &mut broken);
     rollout::check(manifest, &mut broken);
     broken.0.extend(unbuilt::check(manifest));
     broken.0

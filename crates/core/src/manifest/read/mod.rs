@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use crate::error::Code;
 use crate::manifest::check;
-use crate::manifest::choice::{Isolation, Order, Protocol, RestartPolicy, Strategy};
+use crate::manifest::choice::{Isolation, JvmArchive, JvmThreads, Order, Protocol, RestartPolicy, Strategy};
 use crate::manifest::fields::Manifest;
 use crate::manifest::problem::{BadValue, FieldPath, Position, Problem, Problems};
 use crate::manifest::quantity::{Amount, Cpu, Memory, Pause, Span};
@@ -20,7 +20,7 @@ use crate::manifest::signal::StopSignal;
 use crate::manifest::suggest;
 use crate::manifest::text::{
     AbsPath, CookieName, EnvName, HeaderName, HostName, HttpPath, ParameterName, Port, SidecarName,
-    UserSpec, VolumeName, bad_name,
+    SitePath, UserSpec, VolumeName, bad_name,
 };
 use crate::manifest::unbuilt;
 use crate::manifest::yaml::{self, Key, Node, Value};
@@ -200,6 +200,8 @@ read_from_text! {
     HostName: "a host name";
     HttpPath: "the path of an HTTP request such as /healthz";
     Isolation: "one of process, gvisor, vm";
+    JvmArchive: "one of auto, on, off";
+    JvmThreads: "one of platform, virtual, wisp";
     Memory: "an amount of memory such as 256Mi";
     Order: "one of descending, ascending, scatter";
     ParameterName: "the name of a parameter";
@@ -208,6 +210,7 @@ read_from_text! {
     Protocol: "http1 or h2c";
     RestartPolicy: "one of always, on-failure, never";
     SidecarName: "a name";
+    SitePath: "the path of a file in the site";
     Span: "a duration such as 5s";
     StopSignal: "a signal such as SIGTERM";
     Strategy: "one of handover, in-place, recreate";

@@ -4,12 +4,14 @@
 use super::{Fields, Read, Reader};
 use crate::error::Code;
 use crate::manifest::fields::{
-    FileSource, Http, Lifecycle, Manifest, Park, PreStop, Resources, Volume,
+    FileSource, Http, Jvm, Lifecycle, Manifest, Park, PreStop, Resources, Volume,
 };
 use crate::manifest::health::{Health, Probe, ProbeText, Startup, StartupText};
 use crate::manifest::hooks::{Hook, HookText, Hooks};
 use crate::manifest::problem::{BadValue, FieldPath};
 use crate::manifest::sidecar::{Sidecar, SidecarVolume};
+use crate::manifest::site::{Site, SiteCache};
+use crate::manifest::text::SitePath;
 use crate::manifest::unbuilt;
 use crate::manifest::yaml::{Node, Value};
 use crate::name::AppName;
@@ -42,6 +44,46 @@ impl Read for Http {
     }
 }
 
+impl Read for Site {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let mut fields = Fields::of(node, path, reader)?;
+        let site = Self {
+            fallback: fields.get::<Page>("fallback").and_then(|page| page.0),
+            not_found: fields.get("not_found"),
+            cache: fields.get("cache").unwrap_or_default(),
+            headers: fields.get("headers").unwrap_or_default(),
+        };
+        fields.finish();
+        Some(site)
+    }
+}
+
+/// A page of a site, or `none`.
+struct Page(Option<SitePath>);
+
+impl Read for Page {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        if matches!(&node.value, Value::Scalar { text, plain: true } if text == "none") {
+            return Some(Self(None));
+        }
+        SitePath::read(node, path, reader).map(|page| Self(Some(page)))
+    }
+}
+
+impl Read for SiteCache {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let defaults = Self::default();
+        let mut fields = Fields::of(node, path, reader)?;
+        let cache = Self {
+            pages: fields.get("pages").unwrap_or(defaults.pages),
+            files: fields.get("files").unwrap_or(defaults.files),
+            hashed: fields.get("hashed").unwrap_or(defaults.hashed),
+        };
+        fields.finish();
+        Some(cache)
+    }
+}
+
 impl Read for Resources {
     fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
         let mut fields = Fields::of(node, path, reader)?;
@@ -52,6 +94,18 @@ impl Read for Resources {
         };
         fields.finish();
         Some(resources)
+    }
+}
+
+impl Read for Jvm {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let mut fields = Fields::of(node, path, reader)?;
+        let jvm = Self {
+            archive: fields.get("archive").unwrap_or_default(),
+            threads: fields.get("threads").unwrap_or_default(),
+        };
+        fields.finish();
+        Some(jvm)
     }
 }
 
@@ -247,7 +301,9 @@ impl Read for Manifest {
             secrets: fields.get("secrets").unwrap_or_default(),
             files: fields.get("files").unwrap_or_default(),
             http: fields.get("http"),
+            site: fields.get("site"),
             resources: fields.get("resources").unwrap_or_default(),
+            jvm: fields.get("jvm").unwrap_or_default(),
             health: fields.get("health").unwrap_or_default(),
             lifecycle: fields.get("lifecycle").unwrap_or_default(),
             volumes: fields.get("volumes").unwrap_or_default(),
