@@ -373,7 +373,7 @@ fn scaling_down_leaves_no_gate_out() {
 }
 
 #[test]
-fn what_is_given_up_gets_no_more_than_its_small_share() {
+fn what_is_given_up_loses_its_share_at_once() {
     let releases = three_batches(2, Some(10));
     let mut app = stable(4);
     deploy(&mut app, 2);
@@ -389,7 +389,7 @@ fn what_is_given_up_gets_no_more_than_its_small_share() {
     };
     assert_eq!(share(&app), 10);
     app.abort("root", NOW).unwrap();
-    assert_eq!(share(&app), 10, "not a quarter of the requests because it failed");
+    assert_eq!(share(&app), 0, "others of the App had all but this share before");
 }
 
 #[test]

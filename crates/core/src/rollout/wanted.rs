@@ -127,7 +127,8 @@ fn split(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Split {
         split.rules = vec![Rule { when: asked.matches.clone(), release: rollout.to.release }];
     }
     if let Some(weight) = asked.weight() {
-        split.weights = weights(rollout, &app.ordinals(), u32::from(weight));
+        let share = if undoing { 0 } else { u32::from(weight) };
+        split.weights = weights(rollout, &app.ordinals(), share);
     }
     split
 }
