@@ -584,7 +584,7 @@ async fn compression_is_recognised_whatever_the_media_type_says() {
             let image = import(&home, vec![layer]).await.unwrap();
             assert_eq!(names(&image.layers[0]), ["a"]);
             drop(image);
-            home.open().prune(&Default::default()).unwrap();
+            home.open().prune(&Default::default(), None).unwrap();
         }
     }
     // No entries, no bytes at all.

@@ -109,7 +109,7 @@ async fn damage_takes_one_image_and_no_other() {
     assert!(store.get(&simple("good").digest()).is_some());
     assert_eq!(store.list().len(), 1);
     // What no record names is rubbish from then on.
-    let pruned = store.prune(&HashSet::from([simple("good").digest()])).unwrap();
+    let pruned = store.prune(&HashSet::from([simple("good").digest()]), None).unwrap();
     assert_eq!((pruned.images.len(), pruned.layers), (0, 2));
     assert_eq!(names(&home.root().join("layers")), [simple("good").layers[0].diff_id.hex()]);
     assert_eq!(names(&home.root().join("tmp")), [""; 0]);
@@ -154,7 +154,7 @@ async fn every_form_of_archive_is_read() {
         assert_eq!(import(&store, path).await.unwrap(), "1");
         assert_eq!(store.list()[0].digest, image.digest());
     }
-    let pruned = store.prune(&HashSet::new()).unwrap();
+    let pruned = store.prune(&HashSet::new(), None).unwrap();
     assert_eq!(pruned.images.len(), 1);
 
     // What docker saves has no manifest of its own; the same image gets the same digest.

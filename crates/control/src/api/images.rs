@@ -1,17 +1,20 @@
 //! Images on the machine.
 
-use std::collections::BTreeSet;
 use std::path::Path as FsPath;
 
 use axum::Json;
 use axum::body::Body as Stream;
-use axum::extract::State;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
+use http::header;
 use serde::Deserialize;
-use stead_core::api::{ProblemJson, Pruned, PullRequest, Pulled};
-use stead_core::app::App;
+use stead_core::api::package::{ArchiveFormat, ComposeRequest, Composed};
+use stead_core::api::{ProblemJson, PruneRequest, Pruned, PullRequest, Pulled};
 use stead_core::engine::ImageInfo;
 use stead_core::error::{Code, UserError};
+use stead_core::ids::Digest;
+use stead_core::time::Micros;
 use tokio::io::AsyncWriteExt;
 use utoipa::IntoParams;
 
@@ -87,29 +90,82 @@ fn no_room(error: std::io::Error) -> Problem {
     .into()
 }
 
+/// Makes an image of uploaded layers, or says which are missing.
+#[utoipa::path(post, path = "/api/v1/images/compose", tag = "images",
+    request_body = ComposeRequest,
+    responses((status = 200, body = Composed), (status = "default", body = ProblemJson)))]
+pub(super) async fn compose(
+    State(api): Handle,
+    Body(request): Body<ComposeRequest>,
+) -> Result<Json<Composed>, Problem> {
+    let base = match &request.base {
+        Some(name) => Some(api.base(name).await?),
+        None => None,
+    };
+    Ok(Json(api.engine.compose(&request, base.as_ref()).await?))
+}
+
 /// Removes images that no App uses or may go back to.
-#[utoipa::path(post, path = "/api/v1/images/prune", tag = "images",
+#[utoipa::path(post, path = "/api/v1/images/prune", tag = "images", request_body = PruneRequest,
     responses((status = 200, body = Pruned), (status = "default", body = ProblemJson)))]
-pub(super) async fn prune(State(api): Handle) -> Result<Json<Pruned>, Problem> {
-    let listing = api.store.list::<App>("")?;
-    if let Some(damaged) = listing.damaged.first() {
-        // What a damaged App needs is not known: nothing is taken away.
+pub(super) async fn prune(
+    State(api): Handle,
+    Body(request): Body<PruneRequest>,
+) -> Result<Json<Pruned>, Problem> {
+    let unused_for = request.older_than.map_or(Micros(0), |span| Micros::from_millis(span.millis()));
+    let needed = api.images_needed()?;
+    Ok(Json(Pruned { freed: api.engine.prune(&needed, unused_for).await? }))
+}
+
+/// Removes one image, with all its names, unless an App uses it or may go back to it.
+#[utoipa::path(delete, path = "/api/v1/images/{digest}", tag = "images",
+    params(("digest" = String, Path)),
+    responses((status = 200, body = Pruned), (status = "default", body = ProblemJson)))]
+pub(super) async fn remove(
+    State(api): Handle,
+    Path(digest): Path<String>,
+) -> Result<Json<Pruned>, Problem> {
+    let digest = parse_digest(&digest)?;
+    let needed = api.images_needed()?;
+    if needed.contains(&digest) {
         return Err(UserError::new(
-            Code::StateCorrupt,
-            damaged.to_string(),
-            "repair or delete that app first; `stead doctor` lists damaged records",
+            Code::Conflict,
+            format!("image {digest} is needed by an app, or is a base"),
+            "`stead releases APP` shows what an app may go back to; delete the app, or the base",
         )
         .into());
     }
-    let mut keep = BTreeSet::new();
-    for stored in listing.found {
-        for number in stored.value.releases_needed() {
-            if let Some(release) = api.release(&stored.value.key, number)? {
-                keep.insert(release.image);
-                keep.extend(release.sidecars.into_values());
-            }
-        }
-    }
-    let keep: Vec<_> = keep.into_iter().collect();
-    Ok(Json(Pruned { freed: api.engine.prune(&keep).await? }))
+    // What was needed a moment ago is let go of.
+    api.engine.keep(&needed).await?;
+    Ok(Json(Pruned { freed: api.engine.remove_image(&digest).await? }))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ArchiveQuery {
+    /// `oci` or `docker`.
+    #[serde(default)]
+    format: ArchiveFormat,
+}
+
+/// An image as a tar archive: an OCI layout, or what `docker save` writes.
+#[utoipa::path(get, path = "/api/v1/images/{digest}/archive", tag = "images",
+    params(("digest" = String, Path), ArchiveQuery),
+    responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"),
+        (status = "default", body = ProblemJson)))]
+pub(super) async fn archive(
+    State(api): Handle,
+    Path(digest): Path<String>,
+    Params(query): Params<ArchiveQuery>,
+) -> Result<Response, Problem> {
+    let bytes = api.engine.export(&parse_digest(&digest)?, query.format).await?;
+    let kind = [(header::CONTENT_TYPE, "application/x-tar")];
+    Ok((kind, Stream::from_stream(bytes)).into_response())
+}
+
+/// A digest in a path.
+pub(super) fn parse_digest(text: &str) -> Result<Digest, Problem> {
+    text.parse().map_err(|error: stead_core::ids::BadDigest| {
+        UserError::new(Code::BadRequest, error.to_string(), "`stead image ls` shows digests").into()
+    })
 }

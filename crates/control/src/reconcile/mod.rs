@@ -68,6 +68,8 @@ pub(crate) struct Reconciler {
     pub(crate) violations: AtomicU64,
     /// When this `serve` began.
     pub(crate) began: Time,
+    /// Fires when a Rollout is through, and when an App is gone.
+    pub(crate) settled: Notify,
 }
 
 impl Reconciler {

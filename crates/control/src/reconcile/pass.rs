@@ -193,6 +193,7 @@ impl Reconciler {
         tracing::info!(app = %app.key, rollout = number, phase, why, "rollout");
         self.note(&app.key, Fact::Rollout { number, phase, why });
         if rollout.phase.is_final() {
+            self.settled.notify_one();
             self.finish_record(&app.key, rollout.number);
         }
         Ok(())
@@ -223,6 +224,7 @@ impl Reconciler {
         self.ledgers.forget(key);
         self.figures.forget(key);
         self.store.commit(writes).await?;
+        self.settled.notify_one();
         tracing::info!(app = %key, "app is gone");
         Ok(())
     }

@@ -165,6 +165,8 @@ pub struct ComposeRequest {
 pub struct PackedLayer {
     /// Digest of the archive, not compressed.
     pub diff_id: Digest,
+    /// Bytes of the archive, not compressed.
+    pub size: u64,
     /// What it holds, such as `dependencies`; for people.
     pub what: String,
     /// How it was uploaded. Left out while nothing was: a layer that is here already needs
@@ -223,6 +225,28 @@ pub struct UploadView {
     pub complete: bool,
 }
 
+/// More of an upload: what follows has this place in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadPart {
+    /// Digest of the whole upload.
+    pub digest: Digest,
+    /// Bytes of the whole upload.
+    pub size: u64,
+    /// Bytes that were sent before.
+    pub offset: u64,
+}
+
+/// A form in which an image leaves the platform, as one tar archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ArchiveFormat {
+    /// An OCI image layout.
+    #[default]
+    Oci,
+    /// What `docker save` writes.
+    Docker,
+}
+
 /// Where a base image comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -242,6 +266,8 @@ pub enum BaseSource {
         version: String,
         /// The base below it.
         java: BaseName,
+        /// The image that was composed of both: whoever asks has Maven, not the platform.
+        image: Digest,
     },
 }
 
@@ -258,6 +284,9 @@ pub struct BaseView {
     pub exact: Option<String>,
     /// Bytes unpacked.
     pub size: u64,
+    /// What a person should know, such as libraries that the machine lacks.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// Why it cannot be used, if it cannot.
     pub error: Option<UserError>,
 }

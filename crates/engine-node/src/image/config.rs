@@ -1,11 +1,16 @@
 //! How an image wants to be run.
 //!
-//! Promises: a plain copy of what the image says, absent lists being empty. Does not know
-//! what an App overrides.
+//! Promises: a plain copy of what the image says, absent lists being empty; written again, the
+//! same bytes for the same content. Does not know what an App overrides.
+//!
+//! Format: OCI image specification 1.1, "Image Configuration".
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use stead_core::ids::Digest;
+
+use super::manifest::Platform;
 
 /// What an image's config says about running it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,3 +68,73 @@ impl Stored {
         }
     }
 }
+
+/// The config of an image made here, of layers with these diff ids, base first.
+pub(super) fn write(config: &ImageConfig, platform: &Platform, diff_ids: Vec<Digest>) -> Vec<u8> {
+    let run = Written {
+        user: &config.user,
+        exposed_ports: keys(&config.exposed_ports),
+        env: &config.env,
+        entrypoint: &config.entrypoint,
+        cmd: &config.cmd,
+        volumes: keys(&config.volumes),
+        working_dir: &config.working_dir,
+        labels: &config.labels,
+        stop_signal: config.stop_signal.as_deref(),
+    };
+    let whole = Whole {
+        created: config.created.as_deref(),
+        architecture: &platform.architecture,
+        variant: platform.variant.as_deref(),
+        os: &platform.os,
+        config: run,
+        rootfs: RootFs { kind: "layers", diff_ids },
+    };
+    serde_json::to_vec(&whole).expect("a config has only string keys")
+}
+
+fn keys(names: &[String]) -> BTreeMap<&str, Empty> {
+    names.iter().map(|name| (name.as_str(), Empty {})).collect()
+}
+
+#[derive(Serialize)]
+struct Whole<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created: Option<&'a str>,
+    architecture: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    variant: Option<&'a str>,
+    os: &'a str,
+    config: Written<'a>,
+    rootfs: RootFs,
+}
+
+#[derive(Serialize)]
+struct RootFs {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    diff_ids: Vec<Digest>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Written<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    user: &'a str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    exposed_ports: BTreeMap<&'a str, Empty>,
+    env: &'a [String],
+    entrypoint: &'a [String],
+    cmd: &'a [String],
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    volumes: BTreeMap<&'a str, Empty>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    working_dir: &'a str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    labels: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_signal: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Empty {}

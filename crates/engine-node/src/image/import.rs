@@ -34,6 +34,8 @@ use super::store::{Image, ImageStore, Inner};
 
 /// Most files in an archive; each is remembered.
 const MAX_FILES: usize = 100_000;
+/// Most bytes of their names.
+const MAX_NAMES: usize = 16 << 20;
 const PART: usize = 256 << 10;
 /// Annotations that name an image within a layout.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -78,8 +80,11 @@ pub(super) struct Local {
     source: Source,
     /// Blobs that do not lie where a layout has them.
     elsewhere: HashMap<Digest, String>,
-    /// The manifest made for an image that came without.
-    made: Option<(Digest, Vec<u8>)>,
+    /// Layers that are stored compressed while their manifest names them as they are: digest
+    /// and size as stored.
+    compressed: HashMap<Digest, (Digest, u64)>,
+    /// Documents made for an image that came without.
+    made: HashMap<Digest, Vec<u8>>,
 }
 
 enum Source {
@@ -137,10 +142,32 @@ impl LocalBlob {
 }
 
 impl Local {
+    /// An image of these documents whose layers lie in a folder of blobs: for each layer its
+    /// digest in the manifest, and digest and size as it is stored there.
+    pub(super) fn composed(
+        folder: &Path,
+        documents: [Vec<u8>; 2],
+        layers: impl IntoIterator<Item = (Digest, (Digest, u64))>,
+    ) -> Result<Self, ImageError> {
+        let cannot_read = ImageError::io(format!("{} cannot be read", folder.display()));
+        let compressed: HashMap<_, _> = layers.into_iter().collect();
+        let places = compressed.iter().map(|(layer, (blob, _))| (layer, blob.hex().to_owned()));
+        Ok(Self {
+            path: folder.to_owned(),
+            source: Source::Folder(Beneath::open(folder).map_err(cannot_read)?),
+            elsewhere: places.map(|(layer, place)| (layer.clone(), place)).collect(),
+            compressed,
+            made: documents.map(|bytes| (super::digest_of(&bytes), bytes)).into(),
+        })
+    }
+
+    /// Digest and size of a layer as it is stored, where its manifest names these.
+    pub(super) fn stored(&self, digest: &Digest, size: u64) -> (Digest, u64) {
+        self.compressed.get(digest).cloned().unwrap_or_else(|| (digest.clone(), size))
+    }
+
     pub(super) fn manifest(&self, digest: &Digest) -> Result<Vec<u8>, ImageError> {
-        if let Some((made, bytes)) = &self.made
-            && made == digest
-        {
+        if let Some(bytes) = self.made.get(digest) {
             return Ok(bytes.clone());
         }
         let bytes = self.read_all(&self.place(digest), MAX_MANIFEST)?;
@@ -159,6 +186,9 @@ impl Local {
         digest: &Digest,
         size: u64,
     ) -> Result<Vec<u8>, ImageError> {
+        if let Some(bytes) = self.made.get(digest) {
+            return Ok(bytes.clone());
+        }
         let bytes = self.read_all(&self.place(digest), MAX_CONFIG)?;
         super::check(what, &bytes, digest, size)?;
         Ok(bytes)
@@ -227,7 +257,8 @@ fn find(inner: &Inner, path: &Path, wanted: Option<&Reference>) -> Result<Found,
         path: path.to_owned(),
         source: source(inner, path)?,
         elsewhere: HashMap::new(),
-        made: None,
+        compressed: HashMap::new(),
+        made: HashMap::new(),
     };
     // Docker writes both since version 25; the layout has the original digests.
     if local.find("index.json")?.is_some() {
@@ -322,7 +353,7 @@ fn in_docker_archive(
     let manifest = serde_json::to_vec(&manifest).expect("a manifest has only string keys");
     let digest = super::digest_of(&manifest);
     local.elsewhere.insert(config_digest, image.config.clone());
-    local.made = Some((digest.clone(), manifest));
+    local.made.insert(digest.clone(), manifest);
     Ok(Found { local, digest, own_name: names(&image).into_iter().next() })
 }
 
@@ -414,7 +445,13 @@ fn list(file: &File) -> Result<HashMap<Vec<u8>, (u64, u64)>, LayerError> {
         Archive::new(Counted { reader: BufReader::with_capacity(PART, file), bytes: 0 });
     let mut files = HashMap::new();
     let mut links = Vec::new();
+    let mut names = 0;
     while let Some(entry) = archive.next()? {
+        names += entry.path.len() + entry.link.len();
+        if names > MAX_NAMES {
+            let reason = format!("the names of its files exceed {MAX_NAMES} bytes");
+            return Err(LayerError::TooLarge(reason));
+        }
         if files.len() + links.len() == MAX_FILES {
             return Err(LayerError::TooLarge(format!("more than {MAX_FILES} files")));
         }

@@ -29,18 +29,20 @@ pub(super) struct Expected {
     pub(super) diff_id: Digest,
 }
 
-/// Unpacks the layer read from `input` into `folder`, empty; see [`unpack::unpack`].
-/// Blocks: call it where blocking is allowed.
+/// Unpacks the layer read from `input` into `folder`, empty; see [`unpack::unpack`]. `room` is
+/// asked before so many bytes more are written. Blocks: call it where blocking is allowed.
 pub(super) fn unpack_layer(
     input: impl Read + Send,
     expected: &Expected,
     folder: &Path,
     trash: &Path,
     limits: &Limits,
+    room: impl FnMut(u64) -> Result<(), LayerError> + Send,
 ) -> Result<Summary, LayerError> {
     let (sender, receiver) = sync_channel(CHUNKS);
     thread::scope(|scope| {
-        let decoder = scope.spawn(move || decode(input, expected.blob.as_ref(), limits, &sender));
+        let decoder =
+            scope.spawn(move || decode(input, expected.blob.as_ref(), limits, room, &sender));
         let unpacked = unpack_stream(Chunks::new(receiver), expected, folder, trash, limits);
         let decoded = decoder.join().expect("the decoder does not panic");
         // A decoder that stopped early starves the unpacker, and the other way round; what
@@ -90,12 +92,13 @@ fn decode(
     input: impl Read,
     blob: Option<&(Digest, u64)>,
     limits: &Limits,
+    room: impl FnMut(u64) -> Result<(), LayerError>,
     sender: &SyncSender<Vec<u8>>,
 ) -> Result<(), Stop> {
     let tally = RefCell::new(Tally::default());
     let mut stored =
         Counted { input, tally: &tally, limit: blob.map_or(u64::MAX, |(_, size)| *size) };
-    match decompress(&mut stored, &tally, limits, sender) {
+    match decompress(&mut stored, &tally, limits, room, sender) {
         Ok(()) => {}
         Err(Stop::Failed(error @ LayerError::Damaged(_))) => {
             // Wrong bytes make a decoder stumble; that they are wrong is the better news.
@@ -115,6 +118,7 @@ fn decompress<R: Read>(
     stored: &mut Counted<'_, R>,
     tally: &RefCell<Tally>,
     limits: &Limits,
+    mut room: impl FnMut(u64) -> Result<(), LayerError>,
     sender: &SyncSender<Vec<u8>>,
 ) -> Result<(), Stop> {
     let cause = |error| tally.borrow_mut().cause(error);
@@ -143,6 +147,7 @@ fn decompress<R: Read>(
             let reason = format!("it grows to more than {} times its size", limits.ratio);
             return Err(LayerError::TooLarge(reason).into());
         }
+        room(got as u64)?;
         sender.send(chunk).map_err(|_| Stop::NoListener)?;
     }
 }

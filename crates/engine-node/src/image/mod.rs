@@ -10,8 +10,10 @@
 
 mod archive;
 mod beneath;
+mod compose;
 mod config;
 mod error;
+mod export;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod import;
@@ -21,21 +23,26 @@ mod progress;
 mod pull;
 mod reference;
 mod registry;
+mod retar;
 mod scratch;
 mod store;
+mod tree;
 mod unpack;
+mod upload;
 mod user;
 
 use sha2::Digest as _;
 use stead_core::ids::Digest;
 
+pub use compose::Made;
 pub use config::ImageConfig;
-pub use error::{ImageError, LayerError};
+pub use error::{ImageError, LayerError, NoRoom};
 pub use manifest::Platform;
 pub use progress::{LayerStep, PlannedLayer, Progress};
 pub use reference::{BadReference, Reference};
 pub use registry::{RegistryOptions, TrustedRegistry};
 pub use store::{Image, ImageStore, ImageSummary, Pruned, StoreOptions};
+pub(crate) use tree::Tree;
 pub use unpack::Limits;
 pub use user::{User, resolve_user};
 

@@ -22,8 +22,8 @@ use std::rc::Rc;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags,
-    chmodat, chownat, fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat,
-    renameat, statat, symlinkat, unlinkat, utimensat,
+    chmodat, chownat, fchmod, fchown, fsetxattr, fstatvfs, futimens, linkat, mkdirat, mknodat,
+    openat, renameat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -32,11 +32,11 @@ use super::archive::{Archive, Entry, Kind};
 use super::beneath::Beneath;
 use super::error::LayerError;
 
-const WHITEOUT: &[u8] = b".wh.";
+pub(super) const WHITEOUT: &[u8] = b".wh.";
 /// Prefix of the union file system AUFS's own files.
 const AUFS: &[u8] = b".wh..wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
-const OVERLAY_OPAQUE: &str = "trusted.overlay.opaque";
+pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(super) const OVERLAY_OPAQUE: &str = "trusted.overlay.opaque";
 /// Longest path, bytes; the kernel's `PATH_MAX` without its final zero.
 const MAX_PATH: usize = 4095;
 /// Parent folders kept open, so that neighbours need not resolve their path again.
@@ -44,6 +44,15 @@ const OPEN_PARENTS: usize = 64;
 const MAX_ID: u64 = 65_535;
 const NOBODY: u64 = 65_534;
 const COPY: usize = 256 << 10;
+/// Most bytes of the extended attributes of one file, names included: what the kernel takes of
+/// one. Disks hold less.
+const MAX_ATTRIBUTES: usize = 64 << 10;
+/// Longest name of an extended attribute, bytes.
+const MAX_ATTRIBUTE_NAME: usize = 255;
+/// Most bytes of the names of all folders, which are remembered until the end.
+const MAX_FOLDER_NAMES: usize = 64 << 20;
+/// What a file's length is rounded up to on most disks, bytes; a folder takes one.
+const DISK_BLOCK: u64 = 4096;
 
 /// What an archive may make of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +78,9 @@ impl Default for Limits {
 pub(super) struct Summary {
     /// Bytes of all files.
     pub(super) bytes: u64,
+    /// Bytes of the disk they take, about; 0 in records of old.
+    #[serde(default)]
+    pub(super) disk: u64,
     pub(super) entries: u64,
     /// The layer hides everything below it. overlayfs cannot say so of a layer's root.
     pub(super) opaque_root: bool,
@@ -92,6 +104,7 @@ pub(super) fn unpack<R: Read>(
         trashed: 0,
         parents: HashMap::new(),
         folders: Vec::new(),
+        folder_names: 0,
         buffer: vec![0; COPY],
         summary: Summary::default(),
         limits,
@@ -111,6 +124,8 @@ struct Unpacker<'a> {
     parents: HashMap<Vec<u8>, Rc<OwnedFd>>,
     /// Times of folders, set last: filling a folder changes its time.
     folders: Vec<(Vec<u8>, Timestamps)>,
+    /// Bytes of their names.
+    folder_names: usize,
     buffer: Vec<u8>,
     summary: Summary,
     limits: &'a Limits,
@@ -143,6 +158,8 @@ impl Unpacker<'_> {
         let Limits { bytes: most_bytes, entries: most_entries, .. } = self.limits;
         self.summary.entries += 1;
         self.summary.bytes = self.summary.bytes.saturating_add(bytes);
+        let blocks = bytes.div_ceil(DISK_BLOCK);
+        self.summary.disk = self.summary.disk.saturating_add(blocks.saturating_mul(DISK_BLOCK));
         if self.summary.entries > *most_entries {
             return Err(LayerError::TooLarge(format!("more than {most_entries} entries")));
         }
@@ -261,6 +278,7 @@ impl Unpacker<'_> {
             self.remove(place)?;
         }
         mkdirat(&place.parent, place.name, Mode::from_raw_mode(0o755)).map_err(fail)?;
+        self.summary.disk += DISK_BLOCK;
         // The process's umask had its say in mkdirat.
         chmodat(&place.parent, place.name, Mode::from_raw_mode(0o755), AtFlags::empty())
             .map_err(fail)?;
@@ -371,6 +389,11 @@ impl Unpacker<'_> {
         path: Vec<u8>,
     ) -> Result<(), LayerError> {
         describe(&open.map_err(|errno| failed(&path, errno))?, entry, &path)?;
+        self.folder_names += path.len();
+        if self.folder_names > MAX_FOLDER_NAMES {
+            let reason = format!("the names of its folders exceed {MAX_FOLDER_NAMES} bytes");
+            return Err(LayerError::TooLarge(reason));
+        }
         self.folders.push((path, times(entry)));
         Ok(())
     }
@@ -479,7 +502,12 @@ fn describe(file: &impl AsFd, entry: &Entry, path: &[u8]) -> Result<(), LayerErr
     // In this order: a change of owner clears setuid, setgid and file capabilities.
     fchown(file, Some(uid), Some(gid)).map_err(|errno| failed(path, errno))?;
     fchmod(file, Mode::from_raw_mode(entry.mode)).map_err(|errno| failed(path, errno))?;
+    let mut length = 0;
     for (name, value) in &entry.xattrs {
+        length += name.len() + value.len();
+        if length > MAX_ATTRIBUTES || name.len() > MAX_ATTRIBUTE_NAME {
+            return Err(LayerError::refused(path, "its extended attributes are too long"));
+        }
         // Others would be overlayfs's, a security module's, or an ACL with ids not mapped.
         let harmless = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
         if !harmless && name != b"security.capability" {
@@ -488,6 +516,13 @@ fn describe(file: &impl AsFd, entry: &Entry, path: &[u8]) -> Result<(), LayerErr
         match fsetxattr(file, name.as_slice(), value, XattrFlags::empty()) {
             // This file system has none.
             Ok(()) | Err(Errno::NOTSUP) => {}
+            // The file's own room for them is meant, as long as the disk has some.
+            Err(Errno::NOSPC) if fstatvfs(file).is_ok_and(|disk| disk.f_bavail > 0) => {
+                return Err(LayerError::refused(
+                    path,
+                    "the file system cannot hold its attributes",
+                ));
+            }
             Err(errno) => return Err(failed(path, errno)),
         }
     }
@@ -502,7 +537,8 @@ fn set_opaque(place: &Place) -> Result<(), LayerError> {
         .map_err(|errno| failed(place.path, errno))
 }
 
-fn is_whiteout(stat: &Stat) -> bool {
+/// Whether this is what overlayfs hides a file with.
+pub(super) fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 

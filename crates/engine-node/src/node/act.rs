@@ -21,7 +21,7 @@ use super::pulls::PullWatch;
 use super::serving::{self, AGAIN, mark_open};
 use super::spec::{self, Order};
 use super::worker::Worker;
-use super::{Shared, change, ends, hooks};
+use super::{Shared, change, ends, hooks, java};
 use crate::clock::now;
 use crate::image::{Image, ImageError};
 use crate::logs;
@@ -119,7 +119,8 @@ async fn pull_all(worker: &Worker, release: ReleaseNo) {
 async fn pull_one(worker: &Worker, image: &Digest, reference: &str) {
     let begun = now();
     match pull(&worker.shared, reference, image).await {
-        Ok(_) => {
+        Ok(here) => {
+            worker.hold(here);
             worker.report(|model| model.image_present(image.clone()));
             worker.timed(None, None, None, PhaseName::Pull, begun);
         }
@@ -206,9 +207,13 @@ async fn prepare(
     let container = ContainerSeen::prepared(id.clone(), part.clone(), slot, revision);
     let labels = ContainerLabels::of(&container, &kept);
     let container_spec = spec::container(&worker.shared, order, &id, &labels, slot, volumes)?;
+    let (container_spec, java) = java::fit(worker, order, revision, port, container_spec).await;
     sandbox.prepare(container_spec).await.map_err(|error| error.user())?;
     worker.timed(Some(ordinal), Some(&id), Some(revision), PhaseName::Prepare, begun);
-    worker.report(|model| model.prepared(ordinal, container, kept));
+    worker.report(|model| {
+        model.java.extend(java.map(|java| (id.clone(), java)));
+        model.prepared(ordinal, container, kept);
+    });
     Ok(())
 }
 

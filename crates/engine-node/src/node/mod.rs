@@ -12,6 +12,7 @@ mod ends;
 mod exec;
 mod hooks;
 mod intent;
+mod java;
 mod labels;
 mod memory;
 mod model;
@@ -79,6 +80,7 @@ struct Shared {
     pulls: pulls::Pulls,
     intents: intent::Intents,
     memory: memory::Memory,
+    java: java::Java,
     /// Sandboxes set up at the same time: more only wait for each other in the kernel.
     setups: tokio::sync::Semaphore,
 }

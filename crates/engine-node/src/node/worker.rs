@@ -9,6 +9,7 @@
 //! # Caveats
 //! - What an act does once is for the act to ensure; the worker may ask again.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stead_core::engine::{EngineError, Usage};
@@ -26,8 +27,9 @@ use tokio::task::JoinSet;
 
 use super::Shared;
 use super::model::{Model, Subject};
-use super::{act, ends, hooks, memory, serving, spec};
+use super::{act, ends, hooks, java, memory, serving, spec};
 use crate::clock::now;
+use crate::image::Image;
 use crate::probe::{self, Target, Watched};
 use crate::sandbox::{self, Sandbox, ViewState};
 
@@ -37,6 +39,8 @@ pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     model: Mutex<Model>,
     changed: Notify,
+    /// Images that are not to be removed: the Fleet's and the Containers'.
+    images: Mutex<BTreeMap<Digest, Arc<Image>>>,
     /// The loop and the acts under way. They end with the worker, as in a crash.
     tasks: Mutex<JoinSet<()>>,
 }
@@ -48,6 +52,7 @@ impl Worker {
             shared,
             model: Mutex::new(model),
             changed: Notify::new(),
+            images: Mutex::default(),
             tasks: Mutex::default(),
         });
         // Before the first plan: it must not take out what no gateway was told of.
@@ -225,22 +230,48 @@ impl Worker {
         Ok(())
     }
 
-    /// Looks which of the Fleet's images are on the machine.
+    /// Looks which of the Fleet's images are on the machine. Holds them, and those of the
+    /// Containers, for as long as they are needed.
     pub(super) fn look_for_images(&self) {
         let mut model = self.model();
-        let Some(fleet) = &model.fleet else { return };
-        let images = fleet.releases.values().flat_map(|release| release.images());
-        let wanted: Vec<Digest> = images.map(|(image, _)| image.clone()).collect();
+        let releases = model.fleet.iter().flat_map(|fleet| fleet.releases.values());
+        let wanted = releases.flat_map(|release| release.images());
+        let wanted: BTreeSet<Digest> = wanted.map(|(image, _)| image.clone()).collect();
+        let running = model.kept.values().map(|kept| &kept.image);
+        let needed = wanted.iter().chain(running);
+        // From here on: what comes meanwhile is held after this.
+        let mut images = self.images();
+        let held: BTreeMap<Digest, Arc<Image>> =
+            needed.filter_map(|d| Some((d.clone(), self.shared.images.get(d)?))).collect();
         model.seen.images.retain(|digest, _| wanted.contains(digest));
         for digest in wanted {
-            if self.shared.images.get(&digest).is_some() {
+            if held.contains_key(&digest) {
                 model.image_present(digest);
             } else if model.seen.images.get(&digest) == Some(&ImageSeen::Present) {
                 model.seen.images.remove(&digest);
             }
         }
         drop(model);
+        let before = std::mem::replace(&mut *images, held);
+        let gone: Vec<Digest> =
+            before.into_keys().filter(|digest| !images.contains_key(digest)).collect();
+        drop(images);
+        for digest in &gone {
+            // It was in use until now, whenever it came.
+            if let Err(error) = self.shared.images.used(digest) {
+                tracing::warn!(app = %self.app, %digest, %error, "last use is not noted");
+            }
+        }
         self.changed.notify_one();
+    }
+
+    /// Holds an image that the Fleet needs, and that has come.
+    pub(super) fn hold(&self, image: Arc<Image>) {
+        self.images().insert(image.digest.clone(), image);
+    }
+
+    fn images(&self) -> MutexGuard<'_, BTreeMap<Digest, Arc<Image>>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Watches running Containers that nobody watches: after a recovery.
@@ -331,7 +362,9 @@ impl Worker {
     }
 
     /// Takes in what a probe saw.
-    fn told(&self, ordinal: Ordinal, id: &ContainerId, since: Time, health: Health, why: String) {
+    fn told(
+        self: &Arc<Self>,
+        ordinal: Ordinal, id: &ContainerId, since: Time, health: Health, why: String) {
         let Some((revision, first)) = self.model().container(id).map(|(_, c)| {
             let starting = ContainerState::Running { since, health: Health::Starting };
             (c.revision, c.state == starting)
@@ -342,6 +375,7 @@ impl Worker {
             return;
         }
         if health == Health::Ready && first {
+            java::ready(self, ordinal, id);
             self.timed(Some(ordinal), Some(id), Some(revision), PhaseName::Ready, since);
         }
         let fact = match health {

@@ -36,6 +36,70 @@ pub(crate) struct Settings {
     pub(crate) registries: Registries,
     /// Where the engine finds credentials of registries.
     pub(crate) docker_config: Option<PathBuf>,
+    /// What images may take of the disk.
+    #[serde(default)]
+    pub(crate) image_quota: Quota,
+}
+
+/// What images may take of the disk, in bytes; `None` for as much as there is. Written as a
+/// size or `none`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub(crate) struct Quota(pub(crate) Option<u64>);
+
+/// Units of sizes, as people write them: powers of 1000, and of 1024.
+const SIZES: [(&str, u64); 10] = [
+    ("B", 1),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("Ki", 1 << 10),
+    ("Mi", 1 << 20),
+    ("Gi", 1 << 30),
+    ("Ti", 1 << 40),
+    ("", 1),
+];
+
+impl FromStr for Quota {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let (number, unit) =
+            text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+        let unit = unit.strip_suffix('B').filter(|unit| unit.ends_with('i')).unwrap_or(unit);
+        let factor = SIZES.iter().find(|(name, _)| *name == unit).map(|(_, factor)| factor);
+        let size = number.parse().ok().zip(factor).and_then(|(n, f): (u64, _)| n.checked_mul(*f));
+        let bytes = size.filter(|bytes| *bytes > 0);
+        bytes.map(|bytes| Self(Some(bytes))).ok_or_else(|| {
+            "expected a size such as 500MB, 20GB or 8GiB, or none".to_owned()
+        })
+    }
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(bytes) => bytes.fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+impl From<Quota> for String {
+    fn from(quota: Quota) -> Self {
+        quota.to_string()
+    }
+}
+
+impl TryFrom<String> for Quota {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
 }
 
 /// Where the API listens besides its socket. Written as an address or `none`.
@@ -104,6 +168,7 @@ pub(crate) struct Asked {
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) registries: Registries,
     pub(crate) docker_config: Option<PathBuf>,
+    pub(crate) image_quota: Option<Quota>,
 }
 
 impl Settings {
@@ -132,6 +197,7 @@ impl Settings {
                 _ => asked.registries,
             },
             docker_config: asked.docker_config.or_else(|| b?.docker_config.clone()),
+            image_quota: asked.image_quota.or_else(|| Some(b?.image_quota)).unwrap_or_default(),
             layout,
         })
     }
@@ -167,6 +233,9 @@ impl Settings {
         }
         if let Some(config) = &self.docker_config {
             flags.extend(["--docker-config".into(), config.into()]);
+        }
+        if self.image_quota.0.is_some() {
+            push(&mut flags, "--image-quota", self.image_quota);
         }
         flags
     }
@@ -262,6 +331,27 @@ mod tests {
         process::note(&layout, process::Kind::Gateway, std::process::id().cast_signed()).unwrap();
         let third = Settings::new(layout, asked).unwrap();
         assert_eq!(third, Settings { listen: none, ..first });
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        let read = |text: &str| text.parse::<Quota>().map(|quota| quota.0);
+        for (text, bytes) in [
+            ("64MB", 64_000_000),
+            ("1GB", 1_000_000_000),
+            ("8GiB", 8 << 30),
+            ("8Gi", 8 << 30),
+            ("512", 512),
+            ("3B", 3),
+        ] {
+            assert_eq!(read(text), Ok(Some(bytes)), "{text}");
+            let written = Quota(Some(bytes)).to_string();
+            assert_eq!(read(&written), Ok(Some(bytes)));
+        }
+        assert_eq!(read("none"), Ok(None));
+        for text in ["", "GB", "0GB", "1.5GB", "1gb", "-1GB", "99999999999TB", "1GBB", "5iB"] {
+            assert!(read(text).is_err(), "{text}");
+        }
     }
 
     #[test]

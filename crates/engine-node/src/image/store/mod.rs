@@ -10,6 +10,7 @@
 //! ROOT/blobs/sha256/HEX       manifests, indexes, configs; checked again when read
 //! ROOT/layers/DIFFID/         one unpacked layer, a lower folder for overlayfs
 //! ROOT/images/DIGEST.json     a record: this image is complete
+//! ROOT/uploads/               what is sent for images to come; HEX.part while it comes
 //! ROOT/tmp/                   unfinished; emptied at open
 //! ```
 //!
@@ -20,9 +21,10 @@
 
 mod prune;
 mod record;
+mod room;
 mod turn;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -39,6 +41,7 @@ use tokio::sync::watch;
 pub use self::prune::Pruned;
 pub(super) use self::record::LayerRecord;
 use self::record::Record;
+pub(super) use self::room::Room;
 pub(super) use self::turn::{Claim, Turn};
 use super::config::ImageConfig;
 use super::error::ImageError;
@@ -61,6 +64,10 @@ pub struct StoreOptions {
     pub layers_at_once: usize,
     /// How registries are reached.
     pub registry: RegistryOptions,
+    /// Bytes of the disk that the store may take, if there is a limit.
+    pub quota: Option<u64>,
+    /// Bytes of the largest upload taken.
+    pub largest_upload: u64,
 }
 
 impl Default for StoreOptions {
@@ -70,6 +77,8 @@ impl Default for StoreOptions {
             limits: Limits::default(),
             layers_at_once: 4,
             registry: RegistryOptions::default(),
+            quota: None,
+            largest_upload: 16 << 30,
         }
     }
 }
@@ -128,6 +137,12 @@ struct State {
     layers: HashMap<Digest, Summary>,
     /// Who unpacks which layer.
     unpacking: HashMap<Digest, Weak<tokio::sync::Mutex<()>>>,
+    /// Who sends which upload.
+    uploading: HashMap<Digest, Weak<tokio::sync::Mutex<()>>>,
+    /// Bytes promised to what is being written.
+    taken: u64,
+    /// What somebody said is needed; `None` until it was said.
+    kept: Option<Vec<Arc<Image>>>,
     /// What images not yet complete need, and how many of them: not to be pruned.
     pins: HashMap<Digest, usize>,
 }
@@ -155,7 +170,7 @@ impl ImageStore {
     /// When the folder cannot be used, or another process uses it.
     pub fn open(root: &Path, options: StoreOptions) -> Result<Self, ImageError> {
         let failed = |what: &str| ImageError::io(format!("image store {} {what}", root.display()));
-        for folder in ["blobs/sha256", "layers", "images", "tmp"] {
+        for folder in ["blobs/sha256", "layers", "images", "uploads", "tmp"] {
             let path = root.join(folder);
             fs::DirBuilder::new()
                 .recursive(true)
@@ -201,8 +216,8 @@ impl ImageStore {
         let state = self.inner.state();
         let mut users: HashMap<&Digest, usize> = HashMap::new();
         for (record, _) in state.images.values() {
-            let unique: HashSet<_> = record.layers.iter().map(|layer| &layer.diff_id).collect();
-            unique.into_iter().for_each(|layer| *users.entry(layer).or_default() += 1);
+            let unique = record.unique_layers().map(|layer| &layer.diff_id);
+            unique.for_each(|layer| *users.entry(layer).or_default() += 1);
         }
         let is_shared = |layer: &&LayerRecord| users.get(&layer.diff_id).is_some_and(|&n| n > 1);
         let mut list: Vec<_> = state
@@ -212,7 +227,7 @@ impl ImageStore {
                 names: record.names.iter().cloned().collect(),
                 digest: record.digest.clone(),
                 size: image.size,
-                shared: record.layers.iter().filter(is_shared).map(|l| l.summary.bytes).sum(),
+                shared: record.unique_layers().filter(is_shared).map(|l| l.summary.bytes).sum(),
                 created: record.config.created.clone(),
                 last_used: record.last_used,
             })
@@ -221,13 +236,12 @@ impl ImageStore {
         list
     }
 
-    /// Removes the images that are neither in `in_use` nor held by anybody, and what only
-    /// they needed. Images being pulled are left alone.
+    /// Notes that an image was used until now, if it is here.
     ///
     /// # Errors
-    /// When the disk fails; what was removed until then stays removed.
-    pub fn prune(&self, in_use: &HashSet<Digest>) -> Result<Pruned, ImageError> {
-        self.inner.prune(in_use)
+    /// When the disk fails.
+    pub fn used(&self, digest: &Digest) -> Result<(), ImageError> {
+        self.inner.touch(digest, None).map(drop)
     }
 
     /// Waits until every image is safely on the disk. Only tests and an orderly end need it.
@@ -240,6 +254,21 @@ impl ImageStore {
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of the store's state panics")
+    }
+
+    /// A folder of the store.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The right to add to an upload, for whoever locks it.
+    pub(super) fn upload_turn(&self, digest: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+        turn::of(&mut self.state().uploading, digest)
+    }
+
+    /// Whether a layer is unpacked here.
+    pub(super) fn has_layer(&self, diff_id: &Digest) -> bool {
+        self.state().layers.contains_key(diff_id)
     }
 
     fn layer_path(&self, diff_id: &Digest) -> PathBuf {

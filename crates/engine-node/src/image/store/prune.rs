@@ -7,12 +7,12 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use stead_core::ids::Digest;
+use stead_core::time::Time;
 
 use super::super::error::ImageError;
-use super::Inner;
+use super::{ImageStore, Inner, State};
 
 /// What pruning removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,27 +25,79 @@ pub struct Pruned {
     pub bytes: u64,
 }
 
+impl ImageStore {
+    /// Removes the images that are neither in `in_use` nor held by anybody and that were last
+    /// used before `before`, if a time is given, with what only they needed. Images being
+    /// pulled are left alone.
+    ///
+    /// # Errors
+    /// When the disk fails; what was removed until then stays removed.
+    pub fn prune(
+        &self,
+        in_use: &HashSet<Digest>,
+        before: Option<Time>,
+    ) -> Result<Pruned, ImageError> {
+        self.inner.remove(|state| {
+            let unused = |digest: &Digest| !in_use.contains(digest) && state.is_free(digest);
+            let old = |used: Time| before.is_none_or(|before| used < before);
+            let images = state.images.iter();
+            images
+                .filter(|(digest, (record, _))| unused(digest) && old(record.last_used))
+                .map(|(digest, _)| digest.clone())
+                .collect()
+        })
+    }
+
+    /// Removes one image that nobody holds, with what only it needed. `None` when somebody
+    /// does, or there is no such image.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn remove(&self, digest: &Digest) -> Result<Option<Pruned>, ImageError> {
+        let choose = |state: &State| state.is_free(digest).then(|| digest.clone());
+        let pruned = self.inner.remove(|state| choose(state).into_iter().collect())?;
+        Ok((!pruned.images.is_empty()).then_some(pruned))
+    }
+}
+
 impl Inner {
-    pub(super) fn prune(&self, in_use: &HashSet<Digest>) -> Result<Pruned, ImageError> {
+    /// Removes the images that `choose` gives, and everything that nobody needs then.
+    fn remove(&self, choose: impl FnOnce(&State) -> Vec<Digest>) -> Result<Pruned, ImageError> {
         let failed = || ImageError::io("image store cannot be pruned");
+        // Dropped after the lock is: deleting takes long.
         let scratch = self.scratch().map_err(failed())?;
         let mut pruned = Pruned::default();
         let mut state = self.state();
-        let unused: Vec<Digest> = state
-            .images
-            .iter()
-            .filter(|(digest, (_, image))| {
-                !in_use.contains(digest)
-                    && Arc::strong_count(image) == 1
-                    && !state.pins.contains_key(*digest)
-            })
-            .map(|(digest, _)| digest.clone())
-            .collect();
-        for digest in unused {
-            fs::remove_file(self.record_path(&digest)).map_err(failed())?;
-            state.images.remove(&digest);
-            pruned.images.push(digest);
+        for digest in choose(&state) {
+            self.forget(&mut state, &digest, &mut pruned)?;
         }
+        self.sweep(&mut state, scratch.path(), &mut pruned)?;
+        Ok(pruned)
+    }
+
+    /// Removes an image's record. What it named goes with the next [`sweep`](Self::sweep).
+    pub(super) fn forget(
+        &self,
+        state: &mut State,
+        digest: &Digest,
+        pruned: &mut Pruned,
+    ) -> Result<(), ImageError> {
+        fs::remove_file(self.record_path(digest))
+            .map_err(ImageError::io("record of an image cannot be removed"))?;
+        state.images.remove(digest);
+        pruned.images.push(digest.clone());
+        Ok(())
+    }
+
+    /// Moves layers that neither a record nor a pin names into `trash`, out of sight at once,
+    /// and removes such blobs.
+    pub(super) fn sweep(
+        &self,
+        state: &mut State,
+        trash: &Path,
+        pruned: &mut Pruned,
+    ) -> Result<(), ImageError> {
+        let failed = || ImageError::io("image store cannot be swept");
         let records = || state.images.values().map(|(record, _)| record);
         let pins = || state.pins.keys();
         let layers: HashSet<String> = records()
@@ -60,8 +112,7 @@ impl Inner {
             .collect();
         for (digest, path) in digests_in(&self.root.join("layers")).map_err(failed())? {
             if !layers.contains(digest.hex()) {
-                // Out of sight at once; deleting takes long and needs no lock.
-                fs::rename(&path, scratch.path().join(digest.hex())).map_err(failed())?;
+                fs::rename(&path, trash.join(digest.hex())).map_err(failed())?;
                 pruned.layers += 1;
                 pruned.bytes += state.layers.remove(&digest).map_or(0, |summary| summary.bytes);
             }
@@ -71,9 +122,22 @@ impl Inner {
                 fs::remove_file(path).map_err(failed())?;
             }
         }
+        Ok(())
+    }
+
+    /// Removes layers that this process does not know: an earlier one was killed before a
+    /// record named them.
+    pub(super) fn remove_strays(&self) -> Result<(), ImageError> {
+        let failed = || ImageError::io("image store cannot be tidied");
+        let scratch = self.scratch().map_err(failed())?;
+        let state = self.state();
+        for (digest, path) in digests_in(&self.root.join("layers")).map_err(failed())? {
+            if !state.layers.contains_key(&digest) && !state.pins.contains_key(&digest) {
+                fs::rename(&path, scratch.path().join(digest.hex())).map_err(failed())?;
+            }
+        }
         drop(state);
-        drop(scratch);
-        Ok(pruned)
+        Ok(())
     }
 }
 

@@ -39,6 +39,14 @@ pub(in super::super) struct LayerRecord {
     pub(in super::super) summary: Summary,
 }
 
+impl Record {
+    /// Its layers, each once.
+    pub(super) fn unique_layers(&self) -> impl Iterator<Item = &LayerRecord> {
+        let mut seen = HashSet::new();
+        self.layers.iter().filter(move |layer| seen.insert(&layer.diff_id))
+    }
+}
+
 impl Inner {
     pub(super) fn load(&self) -> Result<(), ImageError> {
         let failed = || ImageError::io("records of the image store cannot be read");
@@ -98,7 +106,7 @@ impl Inner {
             digest: record.digest.clone(),
             config: record.config.clone(),
             layers,
-            size: record.layers.iter().map(|layer| layer.summary.bytes).sum(),
+            size: record.unique_layers().map(|layer| layer.summary.bytes).sum(),
         }
     }
 
@@ -123,6 +131,15 @@ impl Inner {
         self.write_record(record)?;
         self.name(state, digest, name)?;
         Ok(Some(image))
+    }
+
+    /// Of a complete image: the digest of its manifest, and its layers' diff ids, base first.
+    pub(in super::super) fn parts(&self, digest: &Digest) -> Option<(Digest, Vec<Digest>)> {
+        let state = self.state();
+        let (record, _) = state.images.get(digest)?;
+        // Manifest and config are last; an index would stand before them.
+        let manifest = record.blobs.iter().nth_back(1)?.clone();
+        Some((manifest, record.layers.iter().map(|layer| layer.diff_id.clone()).collect()))
     }
 
     /// Gives `name` to this image, taking it from any other.

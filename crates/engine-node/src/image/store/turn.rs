@@ -3,17 +3,31 @@
 //! Promises: one unpacks a layer while the others wait for it; a layer's folder appears
 //! complete or not at all. Does not know how layers are unpacked.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use stead_core::ids::Digest;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::super::error::{ImageError, LayerError};
 use super::super::unpack::Summary;
-use super::Inner;
+use super::{Inner, Room};
+
+/// The turn that everybody takes who works on `digest`.
+pub(super) fn of(
+    turns: &mut HashMap<Digest, Weak<Mutex<()>>>,
+    digest: &Digest,
+) -> Arc<Mutex<()>> {
+    turns.retain(|_, turn| turn.strong_count() > 0);
+    turns.get(digest).and_then(Weak::upgrade).unwrap_or_else(|| {
+        let turn = Arc::default();
+        turns.insert(digest.clone(), Arc::downgrade(&turn));
+        turn
+    })
+}
 
 /// Keeps digests from being pruned.
 pub(in super::super) struct Pins {
@@ -64,15 +78,7 @@ impl Inner {
     pub(in super::super) async fn claim(self: &Arc<Self>, diff_id: &Digest) -> Claim {
         let turn = {
             let mut state = self.state();
-            state.unpacking.retain(|_, turn| turn.strong_count() > 0);
-            match state.unpacking.get(diff_id).and_then(Weak::upgrade) {
-                Some(turn) => turn,
-                None => {
-                    let turn = Arc::default();
-                    state.unpacking.insert(diff_id.clone(), Arc::downgrade(&turn));
-                    turn
-                }
-            }
+            of(&mut state.unpacking, diff_id)
         };
         let turn = turn.lock_owned().await;
         // Not in the match itself: its arms would run with the state locked.
@@ -90,19 +96,21 @@ impl Inner {
 }
 
 impl Turn {
-    /// Runs `unpack` on an empty folder and one for rubbish; the folder becomes the layer if
-    /// it succeeds, and vanishes if not. Blocks.
+    /// Runs `unpack` on an empty folder, one for rubbish, and the room it takes; the folder
+    /// becomes the layer if it succeeds, and vanishes if not. Blocks.
     pub(in super::super) fn unpack(
         self,
-        unpack: impl FnOnce(&Path, &Path) -> Result<Summary, LayerError>,
+        unpack: impl FnOnce(&Path, &Path, &mut Room) -> Result<Summary, LayerError>,
     ) -> Result<Summary, ImageError> {
         let failed = || ImageError::io("layer cannot be stored");
         let scratch = self.inner.scratch().map_err(failed())?;
         let folder = scratch.folder("layer").map_err(failed())?;
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).map_err(failed())?;
         let trash = scratch.folder("trash").map_err(failed())?;
-        let summary =
-            unpack(&folder, &trash).map_err(|error| ImageError::layer(&self.diff_id, error))?;
+        // Given back once the layer counts for itself, or is gone.
+        let mut room = self.inner.room();
+        let summary = unpack(&folder, &trash, &mut room)
+            .map_err(|error| ImageError::layer(&self.diff_id, error))?;
         if summary.clamped > 0 {
             let (layer, entries) = (&self.diff_id, summary.clamped);
             tracing::warn!(%layer, entries, "owners above 65535 were replaced by 65534");

@@ -1,0 +1,173 @@
+//! Room: how much the store may hold, and what goes when something new comes.
+//!
+//! Promises: whoever writes takes room first, and the store together with all that was taken
+//! stays within its quota and leaves a reserve on the disk. What nobody needs goes for it, the
+//! least recently used first; what is pinned, held or needed never does. Does not know who
+//! needs images: whoever does holds them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::{fs, io};
+
+use stead_core::ids::Digest;
+
+use super::super::error::{ImageError, NoRoom};
+use super::{Image, ImageStore, Inner, Pruned, State};
+
+/// What is left free on the disk for those who run, in bytes; on a small disk a share of it.
+const RESERVE: u64 = 64 << 20;
+const RESERVE_SHARE: u64 = 32;
+
+/// Room taken by somebody who writes. What is left of it is given back when it is dropped: by
+/// then what was written counts for itself.
+pub(in super::super) struct Room {
+    inner: Arc<Inner>,
+    taken: u64,
+}
+
+impl Room {
+    /// Takes so many bytes more, for which images may have to go. Blocks.
+    pub(in super::super) fn take(&mut self, bytes: u64) -> Result<(), ImageError> {
+        self.inner.make_room(bytes, true)?;
+        self.taken += bytes;
+        Ok(())
+    }
+
+    /// Gives back what was written and counts for itself from now on.
+    pub(in super::super) fn give_back(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.taken);
+        self.taken -= bytes;
+        self.inner.state().taken -= bytes;
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.give_back(self.taken);
+    }
+}
+
+impl ImageStore {
+    /// From now on these images are needed, and any other that nobody holds may be removed when
+    /// room is needed. Before this was said once, none is.
+    ///
+    /// Those that are not here are passed over.
+    pub fn keep(&self, needed: &[Digest]) {
+        let mut state = self.inner.state();
+        let held: Vec<Arc<Image>> = needed
+            .iter()
+            .filter_map(|digest| state.images.get(digest))
+            .map(|(_, image)| Arc::clone(image))
+            .collect();
+        state.kept = Some(held);
+    }
+
+    /// Removes what a crash left behind and, where the store holds more than it may, what
+    /// nobody needs. Blocks.
+    ///
+    /// # Errors
+    /// When the disk fails. That it holds too much in spite of all is none.
+    pub fn tidy(&self) -> Result<(), ImageError> {
+        self.expire_uploads()?;
+        self.inner.remove_strays()?;
+        match self.inner.make_room(0, false) {
+            Err(ImageError::NoRoom(why)) => {
+                tracing::warn!(%why, "image store holds more than it should");
+                Ok(())
+            }
+            done => done,
+        }
+    }
+}
+
+impl Inner {
+    pub(in super::super) fn room(self: &Arc<Self>) -> Room {
+        Room { inner: Arc::clone(self), taken: 0 }
+    }
+
+    /// Removes what nobody needs until `bytes` more fit, which are then taken if `take` says
+    /// so.
+    fn make_room(&self, bytes: u64, take: bool) -> Result<(), ImageError> {
+        let failed = || ImageError::io("room cannot be made in the image store");
+        loop {
+            let mut pruned = Pruned::default();
+            let scratch = self.scratch().map_err(failed())?;
+            {
+                let mut state = self.state();
+                let Some(lack) = self.lack(&state, bytes).map_err(failed())? else {
+                    state.taken += if take { bytes } else { 0 };
+                    return Ok(());
+                };
+                if !self.remove_unused(&mut state, scratch.path(), &mut pruned)? {
+                    return Err(ImageError::NoRoom(lack));
+                }
+            }
+            // Deleting takes long and needs no lock, but must be done before the disk is asked
+            // again.
+            drop(scratch);
+            tracing::info!(images = ?pruned.images, layers = pruned.layers, bytes = pruned.bytes,
+                "removed to make room");
+        }
+    }
+
+    /// Removes one thing nobody needs; false if there is none.
+    fn remove_unused(
+        &self,
+        state: &mut State,
+        trash: &Path,
+        pruned: &mut Pruned,
+    ) -> Result<bool, ImageError> {
+        // Layers of pulls that failed: they would save the next try something.
+        self.sweep(state, trash, pruned)?;
+        if pruned.layers > 0 {
+            return Ok(true);
+        }
+        if state.kept.is_none() {
+            return Ok(false);
+        }
+        let oldest = state
+            .images
+            .iter()
+            .filter(|(digest, _)| state.is_free(digest))
+            .min_by_key(|(_, (record, _))| record.last_used)
+            .map(|(digest, _)| digest.clone());
+        let Some(oldest) = oldest else { return Ok(false) };
+        self.forget(state, &oldest, pruned)?;
+        self.sweep(state, trash, pruned)?;
+        Ok(true)
+    }
+
+    /// What is missing for `bytes` more; `None` when they fit.
+    fn lack(&self, state: &State, bytes: u64) -> io::Result<Option<NoRoom>> {
+        let used = self.used(state)?;
+        if let Some(quota) = self.options.quota
+            && used + bytes > quota
+        {
+            return Ok(Some(NoRoom::Quota { wanted: bytes, used, quota }));
+        }
+        let disk = rustix::fs::statvfs(&self.root)?;
+        let (free, size) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
+        let reserve = RESERVE.min(size / RESERVE_SHARE);
+        let full = free < bytes + reserve;
+        Ok(full.then_some(NoRoom::Disk { wanted: bytes, free, reserve }))
+    }
+
+    /// Bytes of the disk that the store has, or has promised.
+    fn used(&self, state: &State) -> io::Result<u64> {
+        let layers: u64 = state.layers.values().map(|layer| layer.disk.max(layer.bytes)).sum();
+        let mut uploads = 0;
+        for entry in fs::read_dir(self.uploads())? {
+            // Gone in the meantime.
+            uploads += entry?.metadata().map_or(0, |meta| meta.len());
+        }
+        Ok(layers + uploads + state.taken)
+    }
+}
+
+impl State {
+    /// Whether nobody holds an image, and it is not on its way.
+    pub(super) fn is_free(&self, digest: &Digest) -> bool {
+        self.images.get(digest).is_some_and(|(_, image)| Arc::strong_count(image) == 1)
+            && !self.pins.contains_key(digest)
+    }
+}
