@@ -9,20 +9,31 @@
 //! A Package's way: [`recognise`] → [`pack`] → [`Layer::packed`] (is it there already?) →
 //! [`Layer::compress`] (it is not: send it).
 
+pub mod base;
 mod elf;
 mod error;
+mod ignore;
 mod jar;
+mod kept;
 mod libraries;
+mod node;
 mod pack;
+mod program;
+mod python;
+mod site;
+mod system;
 mod tar;
+mod tool;
+mod versions;
 mod war;
+mod words;
 mod zip;
 
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-use stead_core::api::package::PackageKind;
+use stead_core::api::package::{PackageKind, RuntimeName};
 
 pub use error::PackError;
 pub use pack::{Pack, PackOptions, USUAL_PORT};
@@ -43,15 +54,27 @@ pub fn recognise(path: &Path) -> Result<Option<PackageKind>, PackError> {
     read.map_err(PackError::io(path))?;
     match magic.as_slice() {
         b"PK\x03\x04" => jar::recognise(path),
+        // Spring Boot puts a script before jars that shall start by themselves.
+        b"#!/b" if path.extension().is_some_and(|end| end == "jar" || end == "war") => {
+            jar::recognise(path)
+        }
         // A script is told what works when it is packed.
         b"\x7fELF" | [b'#', b'!', ..] => Ok(Some(PackageKind::Program)),
         _ => Ok(None),
     }
 }
 
-/// What a folder is.
+/// What a folder is. Projects come before sites: the page of a project that has to be built
+/// first is in its root, too.
 fn folder(path: &Path) -> Option<PackageKind> {
-    jar::is_folder(path).then_some(PackageKind::Jar)
+    let kinds: [(PackageKind, fn(&Path) -> bool); 5] = [
+        (PackageKind::Jar, jar::is_folder),
+        (PackageKind::Python, python::is_folder),
+        (PackageKind::Node, node::is_folder),
+        (PackageKind::Site, site::is_folder),
+        (PackageKind::Program, program::is_folder),
+    ];
+    kinds.into_iter().find(|(_, is)| is(path)).map(|(kind, _)| kind)
 }
 
 /// Cuts the Package at `path` into layers.
@@ -62,10 +85,14 @@ pub fn pack(path: &Path, options: &PackOptions) -> Result<Pack, PackError> {
     match recognise(path)? {
         Some(PackageKind::Jar) => jar::pack(path, options),
         Some(PackageKind::War) => war::pack(path, options),
-        Some(kind) => {
-            let reason = format!("packing a {kind:?} is not built yet");
-            Err(PackError::unfit(path, reason, "what works: a jar or war"))
+        Some(PackageKind::Program) => program::pack(path, options),
+        Some(PackageKind::Site) => site::pack(path, options),
+        // Of a project in both languages the manifest may say which of them runs it.
+        Some(PackageKind::Python) if options.runs_on(RuntimeName::Node) && node::is_folder(path) => {
+            node::pack(path, options)
         }
+        Some(PackageKind::Python) => python::pack(path, options),
+        Some(PackageKind::Node) => node::pack(path, options),
         None => Err(PackError::unfit(
             path,
             "it is no package that stead knows",

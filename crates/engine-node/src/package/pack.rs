@@ -55,6 +55,11 @@ pub(super) struct Needs<'a> {
 }
 
 impl PackOptions {
+    /// Whether the manifest names this runtime.
+    pub(super) fn runs_on(&self, runtime: RuntimeName) -> bool {
+        self.runtime.as_ref().is_some_and(|wanted| wanted.runtime == runtime)
+    }
+
     /// The base to run `path` on: the one that the manifest names, else the lowest known one
     /// that fits, else the usual one.
     pub(super) fn base(&self, path: &Path, needs: &Needs<'_>) -> Result<BaseName, PackError> {

@@ -1,0 +1,35 @@
+//! The Python interpreters of this machine.
+
+use std::process::Command;
+
+use crate::package::tool;
+
+/// An interpreter that can be run here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Interpreter {
+    pub(super) program: String,
+    /// Major and minor.
+    pub(super) version: [u32; 2],
+}
+
+impl Interpreter {
+    /// The one that a person gets who does not care.
+    pub(super) fn usual() -> Option<Self> {
+        ["python3", "python"].into_iter().find_map(Self::of).filter(|it| it.version[0] == 3)
+    }
+
+    /// One of exactly this version.
+    pub(super) fn exactly(version: [u32; 2]) -> Option<Self> {
+        let usual = Self::usual().filter(|usual| usual.version == version);
+        usual.or_else(|| Self::of(&format!("python{}.{}", version[0], version[1])))
+    }
+
+    fn of(program: &str) -> Option<Self> {
+        let ask = "import sys; print(sys.version_info[0], sys.version_info[1])";
+        // What cannot be asked is not there: version managers leave names that only complain.
+        let said = tool::run(Command::new(program).args(["-I", "-c", ask]), program, "").ok()?;
+        let mut numbers = said.split_whitespace().map(str::parse);
+        let version = [numbers.next()?.ok()?, numbers.next()?.ok()?];
+        Some(Self { program: program.to_owned(), version })
+    }
+}

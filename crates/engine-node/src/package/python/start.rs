@@ -1,0 +1,169 @@
+//! How a Python project is started.
+//!
+//! Promises: it is written in the project, or an error says how to write it. Console scripts
+//! are started by the interpreter, without a shell and whatever their first line names.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::DEPENDENCIES;
+use super::project::Project;
+use crate::package::error::PackError;
+use crate::package::{ignore, words};
+
+/// The interpreter of the base.
+const PYTHON: &str = "python3";
+/// Files that are started where nothing else is said.
+const FILES: [&str; 2] = ["app.py", "main.py"];
+const HINT: &str = "write a file `Procfile` with a line such as `web: gunicorn app:app -b \
+                    0.0.0.0:$PORT`";
+
+/// What starts it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Start {
+    pub(super) command: Vec<String>,
+    pub(super) env: BTreeMap<String, String>,
+    /// Where it is written.
+    pub(super) says: &'static str,
+    pub(super) note: Option<String>,
+}
+
+impl Start {
+    /// How the project at `root`, with its dependencies in `installed`, is started on `port`.
+    ///
+    /// # Errors
+    /// When nothing says so, or a shell is needed.
+    pub(super) fn find(
+        root: &Path,
+        project: &Project,
+        installed: Option<&Path>,
+        port: u16,
+    ) -> Result<Self, PackError> {
+        let procfile = ignore::read(root, "Procfile")?.unwrap_or_default();
+        let (web, others) = words::procfile(&procfile);
+        if let Some(line) = web {
+            let note = (!others.is_empty()).then(|| {
+                format!("only `web` of the Procfile is packed, not {}", others.join(", "))
+            });
+            let known = BTreeMap::from([("PORT".to_owned(), port.to_string())]);
+            let command = words::command(line, &known).map_err(|reason| {
+                let hint = "write it without a shell, or start a script of the project";
+                PackError::unfit(&root.join("Procfile"), format!("`web`: {reason}"), hint)
+            })?;
+            let env = command.env;
+            let command = interpreted(command.words, project, installed);
+            return Ok(Self { command, env, says: "Procfile", note });
+        }
+        let env = BTreeMap::new();
+        if let Some(function) = script(root, project)? {
+            let command = call(function);
+            return Ok(Self { command, env, says: "pyproject.toml", note: None });
+        }
+        match FILES.into_iter().find(|file| root.join(file).is_file()) {
+            Some(file) => {
+                let command = vec![PYTHON.to_owned(), file.to_owned()];
+                Ok(Self { command, env, says: "its name", note: None })
+            }
+            None => Err(PackError::unfit(root, "nothing says how it is started", HINT)),
+        }
+    }
+}
+
+/// The function of the project's one script, or of the one that has its name.
+fn script<'a>(root: &Path, project: &'a Project) -> Result<Option<&'a str>, PackError> {
+    let named = project.name.as_ref().and_then(|name| project.scripts.get(name));
+    match (project.scripts.len(), named) {
+        (_, Some(function)) => Ok(Some(function)),
+        (0, None) => Ok(None),
+        (1, None) => Ok(project.scripts.values().next().map(String::as_str)),
+        (_, None) => {
+            let names: Vec<&str> = project.scripts.keys().map(String::as_str).collect();
+            let reason = format!("pyproject.toml has several scripts: {}", names.join(", "));
+            let hint = format!("write a file `Procfile` with the line `web: {}`", names[0]);
+            Err(PackError::unfit(root, reason, hint))
+        }
+    }
+}
+
+/// The command with its program as the interpreter finds it in the image.
+fn interpreted(words: Vec<String>, project: &Project, installed: Option<&Path>) -> Vec<String> {
+    let program = words[0].as_str();
+    let is_installed = installed.is_some_and(|folder| folder.join("bin").join(program).is_file());
+    let mut command = match project.scripts.get(program) {
+        Some(function) => call(function),
+        None if is_installed => vec![PYTHON.to_owned(), format!("{DEPENDENCIES}/bin/{program}")],
+        None if program == "python" => vec![PYTHON.to_owned()],
+        None => vec![program.to_owned()],
+    };
+    command.extend(words.into_iter().skip(1));
+    command
+}
+
+/// Calls `package.module:function`, as the script that an installer writes.
+fn call(function: &str) -> Vec<String> {
+    // Extras may follow in brackets; they say what else has to be installed.
+    let function = function.split('[').next().unwrap_or(function).trim();
+    let (module, name) = function.split_once(':').unwrap_or((function, "main"));
+    let (module, name) = (module.trim(), name.trim());
+    let first = name.split('.').next().unwrap_or(name);
+    let code = format!("import sys; from {module} import {first}; sys.exit({name}())");
+    vec![PYTHON.to_owned(), "-c".to_owned(), code]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn find(files: &[(&str, &str)]) -> Result<Start, PackError> {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let installed = dir.path().join("installed");
+        Start::find(dir.path(), &Project::read(dir.path())?, Some(&installed), 5000)
+    }
+
+    #[test]
+    fn the_procfile_comes_first() {
+        let procfile = "web: A=b gunicorn app:app -b 0.0.0.0:$PORT\nworker: celery";
+        let start = find(&[("Procfile", procfile), ("app.py", ""), ("installed/bin/gunicorn", "")])
+            .unwrap();
+        let expected = ["python3", "/opt/app/python/bin/gunicorn", "app:app", "-b", "0.0.0.0:5000"];
+        assert_eq!(start.command, expected);
+        assert_eq!(start.env["A"], "b");
+        assert!(start.note.unwrap().contains("worker"));
+        let start = find(&[("Procfile", "web: python manage.py runserver")]).unwrap();
+        assert_eq!(start.command, ["python3", "manage.py", "runserver"]);
+        let error = find(&[("Procfile", "web: a && b")]).unwrap_err();
+        assert!(error.to_string().contains("needs a shell"), "{error}");
+    }
+
+    #[test]
+    fn a_script_of_the_project_is_called() {
+        let project =
+            |scripts: &str| format!("[project]\nname = 'it'\n[project.scripts]\n{scripts}");
+        let one = project("serve = 'it.web:cli.run'");
+        let start = find(&[("pyproject.toml", &one), ("main.py", "")]).unwrap();
+        let code = "import sys; from it.web import cli; sys.exit(cli.run())";
+        assert_eq!(start.command, ["python3", "-c", code]);
+        let two = project("serve = 'it.web:main'\nload = 'it:load'");
+        let error = find(&[("pyproject.toml", &two)]).unwrap_err();
+        assert!(error.to_string().contains("load, serve"), "{error}");
+        let procfile = ("Procfile", "web: serve --port $PORT");
+        let start = find(&[("pyproject.toml", &two), procfile]).unwrap();
+        assert_eq!(start.command[3..], ["--port", "5000"]);
+        let own = project("it = 'it:main'\nload = 'it:load'");
+        assert!(find(&[("pyproject.toml", &own)]).unwrap().command[2].contains("import main"));
+    }
+
+    #[test]
+    fn files_of_usual_names_are_started_and_else_nothing() {
+        let start = find(&[("main.py", ""), ("x.py", "")]).unwrap();
+        assert_eq!(start.command, ["python3", "main.py"]);
+        assert!(find(&[("x.py", "")]).unwrap_err().hint().contains("Procfile"));
+    }
+}
