@@ -73,6 +73,7 @@ pub fn diff(old: &Manifest, new: &Manifest) -> Vec<FieldChange> {
         app,
         namespace,
         source,
+        runtime,
         command,
         args,
         env,
@@ -103,6 +104,8 @@ pub fn diff(old: &Manifest, new: &Manifest) -> Vec<FieldChange> {
     // Of a site nothing runs.
     let runs = if new.site.is_some() { None } else { RestartContainer };
     changes.compare("source", source, &new.source, runs);
+    // Another one makes another image, which is told by its digest.
+    changes.compare("runtime", runtime, &new.runtime, None);
     changes.compare("command", command, &new.command, RestartContainer);
     changes.compare("args", args, &new.args, RestartContainer);
     changes.compare("env", env, &new.env, RestartContainer);
@@ -226,6 +229,7 @@ mod tests {
             ("", "secrets: [A]", "secrets", RestartContainer),
             ("", "resources: {memory: 1Gi}", "resources.memory", ResourcesOnly),
             ("instances: 1", "instances: 3", "instances", None),
+            ("runtime: {java: 17}", "runtime: {java: 25}", "runtime.java", None),
             ("", "jvm: {archive: off}", "jvm.archive", None),
             ("", "jvm: {threads: virtual}", "jvm.threads", RestartContainer),
             ("", "http: {hosts: [a.com]}", "http.hosts", None),

@@ -14,6 +14,7 @@ use super::health::Health;
 use super::hooks::Hooks;
 use super::quantity::{Cpu, Memory, Span};
 use super::rollout::Rollout;
+use super::runtime::Runtime;
 use super::sidecar::Sidecar;
 use super::signal::StopSignal;
 use super::site::Site;
@@ -37,6 +38,10 @@ pub struct Manifest {
     /// What to run: an image reference, or the path of an OCI archive or layout.
     #[schemars(length(min = 1))]
     pub source: String,
+    /// What runs the source, if that is a package: java, tomcat, python or node with its
+    /// version, such as {java: 17}. Left out: the lowest version here that fits the package.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<Runtime>,
     /// The program and its first arguments. Empty: the image's entrypoint.
     #[serde(default)]
     pub command: Vec<String>,
@@ -120,6 +125,7 @@ impl Manifest {
             app,
             namespace: NamespaceName::default(),
             source: source.into(),
+            runtime: None,
             command: Vec::new(),
             args: Vec::new(),
             env: BTreeMap::new(),
@@ -219,7 +225,9 @@ impl Default for Resources {
 }
 
 /// How a Java program is run. Means nothing to other programs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(inline)]
 pub struct Jvm {

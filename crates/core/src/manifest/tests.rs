@@ -53,6 +53,27 @@ fn a_site_says_how_it_is_served_and_nothing_of_containers() {
 }
 
 #[test]
+fn a_package_says_what_runs_it() {
+    let read = |text: &str| parse(&format!("app: w\nsource: ./w.jar\n{text}"), "t");
+    // A version is taken as it is written: 3.10 is not 3.1.
+    for (text, base) in [
+        ("runtime: {java: 17}", "java:17"),
+        ("runtime: {python: 3.10}", "python:3.10"),
+        ("runtime: {node: \"20\"}", "node:20"),
+    ] {
+        assert_eq!(read(text).unwrap().runtime.unwrap().0.to_string(), base);
+    }
+    assert_eq!(read("").unwrap().runtime, None);
+    let bad = read("runtime: {jva: 17}").unwrap_err();
+    assert_eq!(bad.list[0].nearest.as_deref(), Some("java"));
+    assert_eq!(read("runtme: {java: 17}").unwrap_err().list[0].nearest.as_deref(), Some("runtime"));
+    assert_eq!(with("runtime: {java: 17, node: 20}"), ["STEAD-M014 runtime 3:10"]);
+    assert_eq!(with("runtime: {}"), ["STEAD-M014 runtime 3:10"]);
+    assert_eq!(with("runtime: {java: 17-ea}"), ["STEAD-M019 runtime.java 3:10"]);
+    assert_eq!(with("runtime: java"), ["STEAD-M003 runtime 3:10"]);
+}
+
+#[test]
 fn a_java_program_says_how_it_is_run() {
     let parsed = parse("{app: w, source: s, jvm: {archive: off, threads: virtual}}", "t").unwrap();
     assert_eq!(parsed.jvm, Jvm { archive: JvmArchive::Off, threads: JvmThreads::Virtual });

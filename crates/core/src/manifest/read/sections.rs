@@ -2,6 +2,7 @@
 //! those left out.
 
 use super::{Fields, Read, Reader};
+use crate::api::package::RuntimeName;
 use crate::error::Code;
 use crate::manifest::fields::{
     FileSource, Http, Jvm, Lifecycle, Manifest, Park, PreStop, Resources, Volume,
@@ -9,6 +10,7 @@ use crate::manifest::fields::{
 use crate::manifest::health::{Health, Probe, ProbeText, Startup, StartupText};
 use crate::manifest::hooks::{Hook, HookText, Hooks};
 use crate::manifest::problem::{BadValue, FieldPath};
+use crate::manifest::runtime::Runtime;
 use crate::manifest::sidecar::{Sidecar, SidecarVolume};
 use crate::manifest::site::{Site, SiteCache};
 use crate::manifest::text::SitePath;
@@ -94,6 +96,34 @@ impl Read for Resources {
         };
         fields.finish();
         Some(resources)
+    }
+}
+
+impl Read for Runtime {
+    fn read(node: &Node, path: &FieldPath, reader: &mut Reader) -> Option<Self> {
+        let before = reader.problems.len();
+        let mut fields = Fields::of(node, path, reader)?;
+        let named = RuntimeName::ALL.map(|name| (name, fields.get::<String>(name.word())));
+        fields.finish();
+        if reader.problems.len() > before {
+            return None;
+        }
+        let mut named = named.into_iter().filter_map(|(name, version)| Some((name, version?)));
+        match (named.next(), named.next()) {
+            (Some((name, version)), None) => {
+                let path = path.key(name.word());
+                reader.built(node, &path, Self::new(name, &version))
+            }
+            (found, _) => {
+                let found = if found.is_some() { "several" } else { "none" };
+                let expected = "one runtime with its version, such as java: 17";
+                reader.built(
+                    node,
+                    path,
+                    Err(BadValue::new(Code::ManifestConflict, expected, found)),
+                )
+            }
+        }
     }
 }
 
@@ -295,6 +325,7 @@ impl Read for Manifest {
         let defaults = Self::minimal(app, source.unwrap_or_else(|| "source".to_owned()));
         let manifest = Self {
             namespace,
+            runtime: fields.get("runtime"),
             command: fields.get("command").unwrap_or_default(),
             args: fields.get("args").unwrap_or_default(),
             env: fields.get("env").unwrap_or_default(),

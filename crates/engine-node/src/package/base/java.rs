@@ -84,9 +84,9 @@ pub(super) fn make(home: &Path) -> Result<(Root, PackedConfig, Vec<String>), Pac
 
 /// Whether the JDK's own classes lie ready to be mapped.
 fn has_archive(home: &Path) -> bool {
-    ["lib/server", "jre/lib/amd64/server"].iter().any(|folder| {
-        home.join(folder).join("classes.jsa").is_file()
-    })
+    ["lib/server", "jre/lib/amd64/server"]
+        .iter()
+        .any(|folder| home.join(folder).join("classes.jsa").is_file())
 }
 
 #[cfg(test)]

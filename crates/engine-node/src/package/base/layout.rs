@@ -32,7 +32,8 @@ pub(crate) fn write_layout(
     fs::create_dir_all(&blobs).map_err(PackError::io(&blobs))?;
     let unnamed = path.join("layer");
     let file = File::create(&unnamed).map_err(PackError::io(&unnamed))?;
-    let mut out = Hashing { file: BufWriter::with_capacity(1 << 20, file), hash: Sha256::new(), size: 0 };
+    let mut out =
+        Hashing { file: BufWriter::with_capacity(1 << 20, file), hash: Sha256::new(), size: 0 };
     layer.write(&mut out)?;
     out.flush().map_err(PackError::io(&unnamed))?;
     let layer = Digest::from_sha256(out.hash.finalize().into());
@@ -46,9 +47,7 @@ pub(crate) fn write_layout(
         fs::write(&path, &bytes).map_err(PackError::io(&path))?;
         Ok((digest, bytes.len()))
     };
-    let descriptor = |kind: &str, digest: &Digest, size: u64| {
-        json!({ "mediaType": kind, "digest": digest.to_string(), "size": size })
-    };
+    let descriptor = |kind: &str, digest: &Digest, size: u64| json!({ "mediaType": kind, "digest": digest.to_string(), "size": size });
     let (config, config_size) = keep(&stored(config, &layer))?;
     let (manifest, manifest_size) = keep(&json!({
         "schemaVersion": 2,
@@ -61,7 +60,9 @@ pub(crate) fn write_layout(
         "mediaType": "application/vnd.oci.image.index.v1+json",
         "manifests": [descriptor(MANIFEST, &manifest, manifest_size as u64)],
     });
-    for (name, value) in [("oci-layout", json!({ "imageLayoutVersion": "1.0.0" })), ("index.json", index)] {
+    for (name, value) in
+        [("oci-layout", json!({ "imageLayoutVersion": "1.0.0" })), ("index.json", index)]
+    {
         let path = path.join(name);
         fs::write(&path, value.to_string()).map_err(PackError::io(&path))?;
     }
@@ -70,7 +71,8 @@ pub(crate) fn write_layout(
 
 fn stored(config: &PackedConfig, layer: &Digest) -> Value {
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let env: Vec<String> = config.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let env: Vec<String> =
+        config.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
     json!({
         "architecture": architecture,
         "os": "linux",

@@ -69,7 +69,9 @@ pub fn installed() -> Vec<HostRuntime> {
             }
         }
     }
-    all.sort_by(|a, b| a.base.runtime.cmp(&b.base.runtime).then(parts(&a.base).cmp(&parts(&b.base))));
+    all.sort_by(|a, b| {
+        a.base.runtime.cmp(&b.base.runtime).then(parts(&a.base).cmp(&parts(&b.base)))
+    });
     all
 }
 
@@ -145,7 +147,9 @@ fn in_folder(runtime: RuntimeName, path: &Path) -> Result<Installed, PackError> 
     found.ok_or_else(|| {
         let (reason, hint) = match runtime {
             RuntimeName::Java => ("it has no bin/java and release", "name a JDK's folder"),
-            RuntimeName::Python => ("it has no bin/python3.N and lib/python3.N", "name a prefix, such as /usr"),
+            RuntimeName::Python => {
+                ("it has no bin/python3.N and lib/python3.N", "name a prefix, such as /usr")
+            }
             RuntimeName::Node => ("it has no bin/node", "name a prefix, such as /usr"),
             RuntimeName::Tomcat => (
                 "Tomcat is taken from Maven Central, not from the machine",
@@ -164,8 +168,10 @@ fn is_version(version: &str, exact: &str) -> bool {
 
 fn none_fits(name: &BaseName, path: Option<&Path>, found: &[Installed]) -> PackError {
     let place = path.unwrap_or(Path::new("this machine"));
-    let offers: Vec<String> =
-        found.iter().map(|one| format!("{}:{} ({})", name.runtime.word(), one.version, one.exact)).collect();
+    let offers: Vec<String> = found
+        .iter()
+        .map(|one| format!("{}:{} ({})", name.runtime.word(), one.version, one.exact))
+        .collect();
     let offers = match offers.is_empty() {
         true => format!("no {}", name.runtime.word()),
         false => offers.join(", "),
@@ -209,10 +215,14 @@ mod tests {
 
     #[test]
     fn a_version_begins_what_is_installed() {
-        for (version, exact) in [("17", "17.0.15"), ("3.11", "3.11.2"), ("25", "25"), ("8", "8.0.402")] {
+        for (version, exact) in
+            [("17", "17.0.15"), ("3.11", "3.11.2"), ("25", "25"), ("8", "8.0.402")]
+        {
             assert!(is_version(version, exact), "{version} {exact}");
         }
-        for (version, exact) in [("1", "17.0.15"), ("3.1", "3.11.2"), ("17.1", "17.0.15"), ("17.0", "17")] {
+        for (version, exact) in
+            [("1", "17.0.15"), ("3.1", "3.11.2"), ("17.1", "17.0.15"), ("17.0", "17")]
+        {
             assert!(!is_version(version, exact), "{version} {exact}");
         }
     }

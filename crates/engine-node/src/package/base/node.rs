@@ -42,7 +42,9 @@ fn exact(prefix: &Path, program: &Path) -> Option<String> {
     }
     let own = libraries(program);
     let mut files = std::iter::once(program.to_owned()).chain(own);
-    files.find_map(|file| version_in(&file, "v")).map(|text| text.trim_start_matches('v').to_owned())
+    files
+        .find_map(|file| version_in(&file, "v"))
+        .map(|text| text.trim_start_matches('v').to_owned())
 }
 
 /// The library that holds all of Node.js where the program is a stub.

@@ -85,8 +85,15 @@ mod tests {
     fn paths_and_definitions_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("node");
-        fs::write(&file, b"\0/usr/share/nodejs/acorn/a.js\0q('/usr/share/nodejs/../x.js')/usr/share/nodejs/b\0").unwrap();
-        assert_eq!(paths_in(&file, "/usr/share/nodejs/", ".js"), [Path::new("/usr/share/nodejs/acorn/a.js")]);
+        fs::write(
+            &file,
+            b"\0/usr/share/nodejs/acorn/a.js\0q('/usr/share/nodejs/../x.js')/usr/share/nodejs/b\0",
+        )
+        .unwrap();
+        assert_eq!(
+            paths_in(&file, "/usr/share/nodejs/", ".js"),
+            [Path::new("/usr/share/nodejs/acorn/a.js")]
+        );
         fs::write(&file, "#define A 1\n#define PY_VERSION   \"3.11.7\"\n").unwrap();
         assert_eq!(defined(&file, "PY_VERSION").unwrap(), "3.11.7");
         assert_eq!(defined(&file, "B"), None);

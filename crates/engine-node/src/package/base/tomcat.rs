@@ -76,7 +76,10 @@ pub fn read_tomcat(archive: &Path, version: &str) -> Result<Tomcat, PackError> {
     let files = read(archive)?;
     for needed in ["bin/bootstrap.jar", "bin/tomcat-juli.jar", "lib/catalina.jar", "conf/web.xml"] {
         if !files.contains_key(Path::new(needed)) {
-            return Err(PackError::refused(archive, format!("it is no Tomcat: {needed} is missing")));
+            return Err(PackError::refused(
+                archive,
+                format!("it is no Tomcat: {needed} is missing"),
+            ));
         }
     }
     let mut tree = Tree::new();
@@ -123,7 +126,8 @@ type Files = BTreeMap<PathBuf, (Vec<u8>, u64)>;
 /// The files that are taken, by their path within Tomcat's folder, with their times.
 fn read(archive: &Path) -> Result<Files, PackError> {
     let file = File::open(archive).map_err(PackError::io(archive))?;
-    let damaged = |error: std::io::Error| PackError::refused(archive, format!("it is damaged: {error}"));
+    let damaged =
+        |error: std::io::Error| PackError::refused(archive, format!("it is damaged: {error}"));
     let mut files = Files::new();
     let mut left = MAX_BYTES;
     let mut tar = tar::Archive::new(GzDecoder::new(file).take(4 * MAX_BYTES));
@@ -190,7 +194,12 @@ mod tests {
 
     #[test]
     fn only_the_server_is_taken() {
-        let more = ["bin/catalina.sh", "webapps/manager/index.jsp", "conf/tomcat-users.xml", "lib/x/y.jar"];
+        let more = [
+            "bin/catalina.sh",
+            "webapps/manager/index.jsp",
+            "conf/tomcat-users.xml",
+            "lib/x/y.jar",
+        ];
         let file = archive(&[&NEEDED[..], &more[..]].concat());
         let tomcat = read_tomcat(file.path(), "10.1.34").unwrap();
         let listing = tomcat.layer.listing();
