@@ -10,6 +10,7 @@ mod clock;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod image;
+mod jvm;
 mod logs;
 mod network;
 mod node;

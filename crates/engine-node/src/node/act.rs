@@ -99,7 +99,7 @@ pub(super) async fn pull(
     digest: &Digest,
 ) -> Result<Arc<Image>, UserError> {
     let parsed = reference.parse().map_err(ImageError::from).map_err(UserError::from)?;
-    let progress = PullWatch::new(&shared.pulls, digest);
+    let progress = PullWatch::new(&shared.pulls, digest, reference);
     shared.images.pull(&parsed, digest, &progress).await.map_err(UserError::from)
 }
 

@@ -14,7 +14,7 @@ use stead_core::time::Micros;
 use super::act::{called, containers, held, release_spec, remove_sandbox, troubled};
 use super::model::Ill;
 use super::worker::Worker;
-use super::{serving, spec};
+use super::{java, serving, spec};
 use crate::clock::now;
 use crate::sandbox::{ExecSpec, Sandbox, SandboxError, ViewState};
 
@@ -51,6 +51,9 @@ pub(super) async fn stop(
     worker.report(|model| model.exited(id, exit));
     worker.timed(Some(ordinal), Some(id), Some(revision), PhaseName::Stop, begun);
     worker.emit(Some(ordinal), Some(id), Some(revision), Fact::Exited { exit });
+    if because == Some(StopCause::NeverReady) {
+        java::failed(worker, id);
+    }
     if let Some(cause) = because {
         let (ran, was_ready) = match cause {
             StopCause::NotAlive => (ran, part.is_main() && been_ready),
@@ -197,6 +200,9 @@ pub(super) async fn crashed(worker: &Worker, id: &ContainerId, mut exit: Exit) {
         return;
     }
     worker.emit(Some(ordinal), Some(id), Some(revision), Fact::Exited { exit });
+    if !worker.model().been_ready(id) {
+        java::failed(worker, id);
+    }
     if !exit.intended && (exit.code != 0 || restarts_always(worker, revision)) {
         let error = crash_error(worker, ordinal, &part, exit);
         let ran = since.map(|since| exit.at.since(since));

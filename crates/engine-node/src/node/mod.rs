@@ -35,7 +35,7 @@ use stead_core::api::package::{
 };
 use stead_core::engine::{
     ByteStream, Capabilities, Engine, EngineError, Exec, ExecRequest, HostRuntime, ImageInfo,
-    LogLine, LogQuery, MadeBase, PullProgress, Secrets, Traffic, Usage,
+    LogLine, LogQuery, MadeBase, PullProgress, PullSeen, Secrets, Traffic, Usage,
 };
 use stead_core::error::{Code, UserError};
 use stead_core::event::Events;
@@ -49,6 +49,7 @@ use tokio::task::JoinSet;
 
 use crate::clock::now;
 use crate::image::{Image, ImageError, ImageStore, Made, Reference, StoreOptions};
+use crate::jvm::{Archives, train};
 use crate::logs;
 use crate::package::base;
 use crate::sandbox::{Host, HostConfig};
@@ -101,7 +102,7 @@ impl NodeEngine {
         events: Arc<dyn Events>,
         secrets: Arc<dyn Secrets>,
     ) -> Result<Self, UserError> {
-        let intents = folders(&config).map_err(|error| {
+        let (intents, archives) = folders(&config).map_err(|error| {
             UserError::new(
                 Code::MachineUnfit,
                 format!(
@@ -114,7 +115,14 @@ impl NodeEngine {
         })?;
         let images = ImageStore::open(&config.data_dir.join("images"), config.images)
             .map_err(UserError::from)?;
+        let (java, wishes) = java::Java::new(archives);
         let (host, found) = Host::open(config.host).await.map_err(|error| error.user())?;
+        let (training, found): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|found| train::is_training(found.sandbox.labels()));
+        for left in training {
+            // It fails never: what cannot be removed at once is removed later.
+            let _ = host.remove(left.sandbox.id()).await;
+        }
         let host_events = host.events();
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let shared = Arc::new(Shared {
@@ -129,13 +137,16 @@ impl NodeEngine {
             pulls: pulls::Pulls::default(),
             intents,
             memory: memory::Memory::new(),
+            java,
             setups: tokio::sync::Semaphore::new(cores * 2),
         });
         let mut engine = Self { shared, workers: Arc::default(), follower: JoinSet::new() };
         for (app, model) in recover::models(&engine.shared, found) {
             let worker = Worker::start(app.clone(), model, engine.shared.clone());
+            java::recovered(&worker);
             engine.lock().insert(app, worker);
         }
+        engine.follower.spawn(java::record(engine.shared.clone(), wishes));
         engine.follower.spawn(recover::follow(host_events, engine.workers.clone()));
         Ok(engine)
     }
@@ -265,6 +276,10 @@ impl Engine for NodeEngine {
         self.shared.pulls.progress(digest)
     }
 
+    fn pulls(&self) -> Vec<PullSeen> {
+        self.shared.pulls.all()
+    }
+
     async fn images(&self) -> Result<Vec<ImageInfo>, EngineError> {
         Ok(self.shared.images.list().into_iter().map(spec::image_info).collect())
     }
@@ -281,6 +296,7 @@ impl Engine for NodeEngine {
         for worker in self.lock().values() {
             worker.look_for_images();
         }
+        self.shared.java.tidy(|image| self.shared.images.get(image).is_some());
         Ok(pruned.bytes)
     }
 
@@ -382,13 +398,14 @@ impl Engine for NodeEngine {
 
 /// Makes the folders. What lies in them, or lets somebody into a Container, is for root alone:
 /// a volume may hold a set-user-id program of a Container's root.
-fn folders(config: &NodeConfig) -> std::io::Result<intent::Intents> {
+fn folders(config: &NodeConfig) -> std::io::Result<(intent::Intents, Archives)> {
     for folder in
         [config.run_dir.join("open"), config.data_dir.join("logs"), config.data_dir.join("volumes")]
     {
         private_folder(&folder)?;
     }
-    intent::Intents::open(&config.run_dir)
+    let archives = Archives::open(&config.data_dir.join("jvm"))?;
+    Ok((intent::Intents::open(&config.run_dir)?, archives))
 }
 
 fn private_folder(folder: &Path) -> std::io::Result<()> {

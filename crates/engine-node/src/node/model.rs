@@ -14,6 +14,7 @@ use stead_core::ids::{ContainerId, Digest, Ordinal, ReleaseNo};
 use stead_core::time::{Micros, Time};
 use tokio::task::AbortHandle;
 
+use super::java::Virtual;
 use crate::sandbox::Sandbox;
 
 /// A Container that ran so long before it ended starts its count of crashes anew; one that is
@@ -74,6 +75,8 @@ pub(super) struct Model {
     pub(super) sandboxes: BTreeMap<Ordinal, Arc<Sandbox>>,
     /// What else is known of each Container.
     pub(super) kept: BTreeMap<ContainerId, Kept>,
+    /// What is known of those whose program is a Java virtual machine.
+    pub(super) java: BTreeMap<ContainerId, Virtual>,
     /// The tasks that watch running Containers.
     pub(super) watches: BTreeMap<ContainerId, AbortHandle>,
     /// Instances whose Sandbox has gone, though the act that removed it may not have ended yet.
@@ -353,6 +356,7 @@ impl Model {
     pub(super) fn discarded(&mut self, ordinal: Ordinal, id: &ContainerId) {
         self.unwatch(id);
         self.kept.remove(id);
+        self.java.remove(id);
         if let Some(instance) = self.seen.instances.get_mut(&ordinal) {
             instance.containers.retain(|container| container.id != *id);
         }
@@ -373,6 +377,7 @@ impl Model {
         for container in containers {
             self.unwatch(&container.id);
             self.kept.remove(&container.id);
+            self.java.remove(&container.id);
         }
     }
 

@@ -117,7 +117,7 @@ pub(super) fn sandbox(labels: &SandboxLabels) -> SandboxSpec {
 
 /// The machine's name servers that a Sandbox can reach. A stub on loopback cannot be
 /// reached from another netns: what stands behind it is used.
-fn name_servers() -> Vec<IpAddr> {
+pub(super) fn name_servers() -> Vec<IpAddr> {
     ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"]
         .iter()
         .filter_map(|path| std::fs::read_to_string(path).ok())

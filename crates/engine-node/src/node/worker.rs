@@ -364,7 +364,12 @@ impl Worker {
     /// Takes in what a probe saw.
     fn told(
         self: &Arc<Self>,
-        ordinal: Ordinal, id: &ContainerId, since: Time, health: Health, why: String) {
+        ordinal: Ordinal,
+        id: &ContainerId,
+        since: Time,
+        health: Health,
+        why: String,
+    ) {
         let Some((revision, first)) = self.model().container(id).map(|(_, c)| {
             let starting = ContainerState::Running { since, health: Health::Starting };
             (c.revision, c.state == starting)

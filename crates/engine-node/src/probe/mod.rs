@@ -69,6 +69,11 @@ pub(crate) async fn watch(watched: Watched, known: Health, tell: impl Fn(Health,
     tokio::join!(readiness(&watched, ready, &tell), liveness(&watched, &tell));
 }
 
+/// Waits until a Container that was just started is ready.
+pub(crate) async fn started(watched: &Watched) {
+    success(watched, watched.start_check()).await;
+}
+
 /// Returns at the first success.
 async fn success(watched: &Watched, check: Option<(Check, Duration)>) {
     let Some((check, longest)) = check else { return };

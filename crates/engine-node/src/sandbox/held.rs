@@ -471,6 +471,16 @@ impl Sandbox {
         })
     }
 
+    /// Lets Containers of other Sandboxes have the processor first.
+    pub(crate) fn yield_processor(&self, container: &str) -> io::Result<()> {
+        self.group(container).yield_processor()
+    }
+
+    /// What runs in a Container, in the host's numbers.
+    pub(crate) fn processes(&self, container: &str) -> io::Result<Vec<i32>> {
+        self.group(container).processes()
+    }
+
     pub(crate) fn state(&self, container: &str) -> Result<ViewState, SandboxError> {
         let found = self.known.lock().get(container).map(|view| view.state.clone());
         let what = || format!("container {container} of sandbox {}", self.id());

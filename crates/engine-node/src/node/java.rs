@@ -1,0 +1,525 @@
+//! Java programs: what is added to their start, and when an archive for it is recorded.
+//!
+//! Everything here is for speed. Whatever goes wrong, the App starts as it would without: no
+//! error leaves this module.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use stead_core::event::Fact;
+use stead_core::fleet::{
+    ArchiveKept, ArchiveKind, ArchiveSeen, ContainerSeen, JvmSeen, Part, ReleaseSpec, Revision,
+    Slot,
+};
+use stead_core::ids::{ContainerId, Digest, Ordinal, ReleaseNo};
+use stead_core::manifest::{Jvm, JvmArchive, JvmThreads, Strategy};
+use stead_core::time::Micros;
+use tokio::sync::mpsc;
+
+use super::labels::ContainerLabels;
+use super::model::Kept;
+use super::spec::{self, Order};
+use super::worker::Worker;
+use super::{Shared, ends};
+use crate::clock::now;
+use crate::jvm::archives::ATTEMPTS;
+use crate::jvm::flags::{self, Own, VARIABLES};
+use crate::jvm::train::{self, Trained, Training};
+use crate::jvm::{Archives, Jdk, Key, Known};
+use crate::sandbox::{ContainerSpec, SandboxSpec, VolumeMount};
+
+/// Between two attempts to record.
+const AGAIN: Duration = Duration::from_secs(300);
+/// Between two looks whether there is memory for it, or whether it is still wanted.
+const LOOK: Duration = Duration::from_secs(2);
+/// Memory that a training takes of an App without a limit, as far as anybody knows.
+const SOME_MEMORY: u64 = 2 << 30;
+/// A start must take less than this share of one without the archive, in hundredths.
+const WORTH: u64 = 95;
+/// A training may take longer than a start that somebody waits for.
+const SLOWER: u32 = 3;
+
+/// The virtual machines' archives, and who waits for one.
+pub(super) struct Java {
+    archives: Archives,
+    wishes: mpsc::UnboundedSender<Wish>,
+}
+
+/// Asks to look whether a Release should have an archive, and to record it.
+pub(super) struct Wish {
+    worker: Weak<Worker>,
+    ordinal: Ordinal,
+    revision: Revision,
+}
+
+/// What is known of the virtual machine of one Container.
+#[derive(Debug, Clone)]
+pub(super) struct Virtual {
+    key: Key,
+    image: Digest,
+    kind: Option<ArchiveKind>,
+    /// It starts from the archive of its key.
+    used: bool,
+    /// One is to be recorded.
+    wished: bool,
+}
+
+impl Java {
+    pub(super) fn new(archives: Archives) -> (Self, mpsc::UnboundedReceiver<Wish>) {
+        let (wishes, listener) = mpsc::unbounded_channel();
+        (Self { archives, wishes }, listener)
+    }
+
+    /// Removes archives that nobody will use.
+    pub(super) fn tidy(&self, has_image: impl Fn(&Digest) -> bool) {
+        self.archives.tidy(now(), has_image);
+    }
+
+    fn wish(&self, worker: &Arc<Worker>, ordinal: Ordinal, revision: Revision) {
+        // Nobody listens any more once the engine is being closed.
+        let _ = self.wishes.send(Wish { worker: Arc::downgrade(worker), ordinal, revision });
+    }
+}
+
+/// Adds to a Container of a Java program what makes it start well: options for its limits, and
+/// the archive. `None`: it is none.
+pub(super) async fn fit(
+    worker: &Worker,
+    order: Order<'_>,
+    revision: Revision,
+    port: Option<u16>,
+    container: ContainerSpec,
+) -> (ContainerSpec, Option<Virtual>) {
+    let (shared, main) = (worker.shared.clone(), order.part.is_main());
+    let wanted = Wanted::of(order, revision, port);
+    let mut fitted = container.clone();
+    let looking = tokio::task::spawn_blocking(move || {
+        let found = look(&shared.java.archives, &wanted, &mut fitted)?;
+        Some((fitted, found))
+    });
+    let Ok(Some((fitted, (found, seen)))) = looking.await else { return (container, None) };
+    if main {
+        worker.report(|model| model.seen.jvm = Some(seen));
+    }
+    (fitted, Some(found))
+}
+
+/// What a Release says of its virtual machine.
+struct Wanted {
+    release: ReleaseNo,
+    image: Digest,
+    main: bool,
+    jvm: Jvm,
+    /// A second copy of the App might do harm: it cannot run twice, or says so.
+    harms: bool,
+    /// There is something that tells when it has started.
+    tells: bool,
+}
+
+impl Wanted {
+    fn of(order: Order<'_>, revision: Revision, port: Option<u16>) -> Self {
+        let settings = &order.release.settings;
+        let health = &settings.health;
+        Self {
+            release: revision.release,
+            image: order.image.digest.clone(),
+            main: order.part.is_main(),
+            jvm: settings.jvm,
+            harms: settings.rollout.strategy() == Strategy::InPlace
+                || settings.volumes.iter().any(|volume| !volume.shared),
+            tells: port.is_some() || health.startup.is_some() || health.readiness.is_some(),
+        }
+    }
+
+    /// Why no archive is recorded for it; `None` if one is.
+    fn objection(&self) -> Option<&'static str> {
+        if self.harms && self.jvm.archive == JvmArchive::Auto {
+            Some(
+                "a second copy of the app, which would record it, might do harm; allow it with \
+                 `jvm: {archive: on}`",
+            )
+        } else if !self.tells {
+            Some("nothing tells when it has started; set http.port or health.startup")
+        } else {
+            None
+        }
+    }
+}
+
+/// Looks at a Container before it is prepared, and adds what is to be added. `None`: its program
+/// is no Java virtual machine.
+fn look(
+    archives: &Archives,
+    wanted: &Wanted,
+    container: &mut ContainerSpec,
+) -> Option<(Virtual, JvmSeen)> {
+    let jdk = Jdk::of(container)?;
+    let own = own_options(container);
+    let mut options = flags::defaults(own, &container.resources);
+    let mut notes = Vec::new();
+    if wanted.main {
+        threads(wanted.jvm.threads, &jdk, container, &mut options, &mut notes);
+    }
+    flags::insert(&mut container.argv, options.iter().cloned());
+    let key = Key::of(&wanted.image, &jdk, container);
+    let kind = jdk.archive();
+    let (policy, forbidden) = (wanted.jvm.archive, own.forbid_archive());
+    let archive = match (forbidden, kind) {
+        _ if !wanted.main => none("it is a sidecar"),
+        _ if policy == JvmArchive::Off => none("jvm.archive is off"),
+        (Some(why), _) => none(why),
+        (None, None) => none("Java before 13 has none"),
+        (None, Some(kind)) => match archives.usable(&key, now()) {
+            Some((kept, folder)) => {
+                let using = flags::using(kind);
+                flags::insert(&mut container.argv, using.iter().cloned());
+                options.extend(using);
+                let mount = flags::PLACE.into();
+                container.volumes.push(VolumeMount { host: folder, mount, read_only: true });
+                ArchiveSeen::Kept(kept)
+            }
+            None => match archives.known(&key).and_then(|known| refusal(&known)) {
+                Some(why) => ArchiveSeen::None { why },
+                None => wanted.objection().map_or(ArchiveSeen::Awaited, none),
+            },
+        },
+    };
+    let used = matches!(archive, ArchiveSeen::Kept(_));
+    let wished = archive == ArchiveSeen::Awaited;
+    let found = Virtual { key, image: wanted.image.clone(), kind, used, wished };
+    Some((found, JvmSeen { release: wanted.release, jdk: jdk.name, options, archive, notes }))
+}
+
+fn none(why: &str) -> ArchiveSeen {
+    ArchiveSeen::None { why: why.to_owned() }
+}
+
+fn own_options(container: &ContainerSpec) -> Own {
+    let named = |name: &str| VARIABLES.contains(&name);
+    let plain = container.env.iter().filter(|(name, _)| named(name));
+    let plain = plain.map(|(_, value)| value.as_str());
+    let secret = container.secrets.iter().filter(|(name, _)| named(name));
+    let secret = secret.map(|(_, value)| value.expose());
+    Own::read(container.argv.iter().skip(1).map(String::as_str), plain.chain(secret))
+}
+
+/// Gives the App the threads it asks for, where its virtual machine has them.
+fn threads(
+    wanted: JvmThreads,
+    jdk: &Jdk,
+    container: &mut ContainerSpec,
+    added: &mut Vec<String>,
+    notes: &mut Vec<String>,
+) {
+    const SPRING: &str = "SPRING_THREADS_VIRTUAL_ENABLED";
+    match wanted {
+        JvmThreads::Platform => {}
+        JvmThreads::Virtual if jdk.feature >= 21 => {
+            let mut names = container.env.iter().map(|(name, _)| name);
+            let mut secrets = container.secrets.iter().map(|(name, _)| name);
+            if !names.any(|name| name == SPRING) && !secrets.any(|name| name == SPRING) {
+                container.env.push((SPRING.into(), "true".into()));
+            }
+        }
+        JvmThreads::Virtual => notes.push(format!(
+            "jvm.threads is virtual, but {} has no virtual threads: Java 21 or later has them",
+            jdk.name
+        )),
+        JvmThreads::Wisp if jdk.dragonwell => {
+            added.extend(["-XX:+UnlockExperimentalVMOptions", "-XX:+UseWisp2"].map(str::to_owned));
+        }
+        JvmThreads::Wisp => notes.push(format!(
+            "jvm.threads is wisp, but {} has no coroutines: Alibaba Dragonwell has them",
+            jdk.name
+        )),
+    }
+}
+
+/// Why there is no archive, where that is settled.
+fn refusal(known: &Known) -> Option<String> {
+    match known {
+        Known::Kept { .. } => None,
+        Known::Useless { plain, fast } => Some(useless(*plain, *fast)),
+        Known::Failed { why, times } if *times >= ATTEMPTS => Some(why.clone()),
+        Known::Failed { .. } => None,
+    }
+}
+
+fn useless(plain: Micros, fast: Micros) -> String {
+    format!("it does not start faster with one ({plain} without, {fast} with)")
+}
+
+/// Takes in that a Container has become ready for the first time.
+pub(super) fn ready(worker: &Arc<Worker>, ordinal: Ordinal, id: &ContainerId) {
+    let (found, revision, sandbox) = {
+        let model = worker.model();
+        let Some(found) = model.java.get(id).cloned() else { return };
+        let Some((_, container)) = model.container(id) else { return };
+        (found, container.revision, model.sandboxes.get(&ordinal).cloned())
+    };
+    let java = &worker.shared.java;
+    let mut wished = found.wished;
+    if let (true, Some(kind), Some(sandbox)) = (found.used, found.kind, sandbox) {
+        let (worker, id) = (worker.clone(), id.clone());
+        tokio::task::spawn_blocking(move || {
+            if !train::is_mapped(&sandbox, id.as_str(), kind) {
+                let why = "the virtual machine did not take the archive any more";
+                drop_archive(&worker, &found, why);
+            }
+        });
+        return;
+    }
+    if java.archives.trust(&found.key) {
+        // With it the start failed, without it went well.
+        wished |= drop_archive(worker, &found, "a start with the archive failed");
+    }
+    if wished {
+        java.wish(worker, ordinal, revision);
+    }
+}
+
+/// Looks again at what was found after a restart: a recording may have been cut off.
+pub(super) fn recovered(worker: &Arc<Worker>) {
+    let serving = {
+        let model = worker.model();
+        let mut instances = model.seen.instances.iter();
+        instances.find_map(|(ordinal, i)| Some((*ordinal, i.serving()?.revision)))
+    };
+    if let Some((ordinal, revision)) = serving {
+        worker.shared.java.wish(worker, ordinal, revision);
+    }
+}
+
+/// Takes in that a Container ended before it had ever been ready.
+pub(super) fn failed(worker: &Worker, id: &ContainerId) {
+    let Some(found) = worker.model().java.get(id).cloned() else { return };
+    let archives = &worker.shared.java.archives;
+    if found.used {
+        tracing::warn!(app = %worker.app, container = %id, "the next start goes without archive");
+        archives.doubt(&found.key);
+    } else {
+        // It is not the archive's fault.
+        archives.trust(&found.key);
+    }
+}
+
+/// Drops an archive that is of no use. Gives whether another one may be recorded.
+fn drop_archive(worker: &Worker, found: &Virtual, why: &str) -> bool {
+    tracing::warn!(app = %worker.app, key = %found.key, why, "archive dropped");
+    let archives = &worker.shared.java.archives;
+    let times = archives.failed(&found.key, &found.image, why.to_owned(), now());
+    let archive = match times {
+        ATTEMPTS.. => none(why),
+        _ => ArchiveSeen::Awaited,
+    };
+    show(worker, &archive);
+    times < ATTEMPTS
+}
+
+fn show(worker: &Worker, archive: &ArchiveSeen) {
+    worker.report(|model| {
+        if let Some(jvm) = &mut model.seen.jvm {
+            jvm.archive = archive.clone();
+        }
+    });
+}
+
+/// Records archives that are wished for, one after another, for as long as the engine lives.
+pub(super) async fn record(shared: Arc<Shared>, mut wishes: mpsc::UnboundedReceiver<Wish>) {
+    while let Some(wish) = wishes.recv().await {
+        let Some(worker) = wish.worker.upgrade() else { continue };
+        if let Some((training, found)) = prepare(&shared, &worker, &wish).await
+            && wait_for_memory(&shared, &worker, &wish, &training).await.is_some()
+        {
+            attempt(&shared, &worker, &wish, training, &found).await;
+        }
+        let images = shared.images.clone();
+        shared.java.tidy(|digest| images.get(digest).is_some());
+    }
+}
+
+/// What a training needs; `None` if there is to be none.
+async fn prepare(
+    shared: &Arc<Shared>,
+    worker: &Arc<Worker>,
+    wish: &Wish,
+) -> Option<(Training, Virtual)> {
+    let part = Part::Main;
+    let (id, slot) = (ContainerId("training".into()), Slot::A);
+    let release = release_of(worker, wish.revision)?;
+    let image = shared.images.get(&release.image)?;
+    let port = release.settings.http_port(&spec::exposed_tcp_ports(&image.config));
+    let order = Order {
+        app: &worker.app,
+        ordinal: wish.ordinal,
+        release: &release,
+        part: &part,
+        image: &image,
+    };
+    let seen = ContainerSeen::prepared(id.clone(), part.clone(), slot, wish.revision);
+    let digest = release.image.clone();
+    let kept = Kept { port, image: digest, post_started: true, been_ready: false, hushed: false };
+    let labels = ContainerLabels::of(&seen, &kept);
+    let mut container = spec::container(shared, order, &id, &labels, slot, Vec::new()).ok()?;
+    let wanted = Wanted::of(order, wish.revision, port);
+    let (archives, looked_for) = (shared.clone(), container.clone());
+    let looking = tokio::task::spawn_blocking(move || {
+        let mut container = looked_for;
+        let found = look(&archives.java.archives, &wanted, &mut container)?;
+        Some((container, found))
+    });
+    let (fitted, (found, seen)) = looking.await.ok()??;
+    container = fitted;
+    // Several Instances have the same wish, and the first one may have been granted.
+    worker.report(|model| model.seen.jvm = Some(seen));
+    let kind = found.kind.filter(|_| found.wished)?;
+    let scratch = match place(shared, &found.key, &release, &mut container) {
+        Ok(scratch) => scratch,
+        Err(error) => {
+            tracing::warn!(%error, "no archive can be recorded");
+            return None;
+        }
+    };
+    container.labels = train::labels();
+    let sandbox = SandboxSpec {
+        id: format!("training-{}-{:x}", found.key, now().0),
+        hostname: format!("{}-training", worker.app.app),
+        namespace: worker.app.namespace.to_string(),
+        dns: spec::name_servers(),
+        labels: train::labels(),
+        ..SandboxSpec::default()
+    };
+    let training = Training {
+        kind,
+        sandbox,
+        container,
+        health: release.settings.health.clone(),
+        port,
+        stop_signal: ends::stop_signal(worker, &part, wish.revision),
+        patience: release.startup_timeout(&part).duration() * SLOWER,
+        scratch,
+    };
+    Some((training, found))
+}
+
+/// Makes the folders that a training writes to. The App's own data is not for a copy that is
+/// thrown away: its volumes are empty ones.
+fn place(
+    shared: &Shared,
+    key: &Key,
+    release: &ReleaseSpec,
+    container: &mut ContainerSpec,
+) -> std::io::Result<PathBuf> {
+    let scratch = shared.java.archives.scratch(key)?;
+    container.log = scratch.with_extension("log");
+    for (number, volume) in release.settings.volumes.iter().enumerate() {
+        let host = scratch.with_extension(format!("volume{number}"));
+        std::fs::create_dir_all(&host)?;
+        std::os::unix::fs::chown(&host, Some(container.uid), Some(container.gid))?;
+        let mount = volume.mount.as_str().to_owned();
+        container.volumes.push(VolumeMount { host, mount, read_only: false });
+    }
+    Ok(scratch)
+}
+
+fn release_of(worker: &Worker, revision: Revision) -> Option<ReleaseSpec> {
+    worker.model().fleet.as_ref()?.releases.get(&revision.release).cloned()
+}
+
+/// Waits until the machine has what a training needs. `None`: it is not wanted any more.
+async fn wait_for_memory(
+    shared: &Shared,
+    worker: &Worker,
+    wish: &Wish,
+    training: &Training,
+) -> Option<()> {
+    let needed = train::memory(&training.container.resources).unwrap_or(SOME_MEMORY);
+    let enough = || shared.memory.seen().is_none_or(|seen| !seen.pressed && seen.free > needed);
+    while !enough() {
+        // Paces the looks.
+        tokio::time::sleep(LOOK).await;
+        release_of(worker, wish.revision)?;
+    }
+    Some(())
+}
+
+/// One attempt, and what follows from it.
+async fn attempt(
+    shared: &Arc<Shared>,
+    worker: &Arc<Worker>,
+    wish: &Wish,
+    training: Training,
+    found: &Virtual,
+) {
+    show(worker, &ArchiveSeen::Recording);
+    let Virtual { key, image, .. } = found;
+    // While somebody holds it, its image is not removed.
+    let _held = shared.images.get(image);
+    let unwanted = async {
+        while release_of(worker, wish.revision).is_some() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let trained = train::train(&shared.host, &training, unwanted).await;
+    let archives = &shared.java.archives;
+    let outcome = match trained {
+        Ok(Trained { kept, .. }) if !worth(&kept) => {
+            archives.useless(key, image, kept.plain, kept.fast, now());
+            Ok(none(&useless(kept.plain, kept.fast)))
+        }
+        Ok(trained) => match archives.keep(key, image, &trained) {
+            Ok(()) => Ok(ArchiveSeen::Kept(trained.kept)),
+            Err(error) => Err(format!("the disk took no archive: {error}")),
+        },
+        Err(why) => Err(why),
+    };
+    clear(&training);
+    if release_of(worker, wish.revision).is_none() {
+        return;
+    }
+    let archive = outcome.unwrap_or_else(|why| {
+        let times = archives.failed(key, image, why.clone(), now());
+        if times < ATTEMPTS {
+            wish_again(shared, worker, wish);
+        }
+        none(&why)
+    });
+    show(worker, &archive);
+    let what = match archive {
+        ArchiveSeen::Kept(ArchiveKept { kind, plain, fast, .. }) => {
+            format!(
+                "starts use an archive of classes ({}) from now on: {plain} → {fast}",
+                kind.as_str()
+            )
+        }
+        ArchiveSeen::None { why } => format!("starts go without an archive of classes: {why}"),
+        ArchiveSeen::Awaited | ArchiveSeen::Recording => return,
+    };
+    worker.emit(None, None, Some(wish.revision), Fact::Noted { what });
+}
+
+fn worth(kept: &ArchiveKept) -> bool {
+    kept.fast.0 * 100 < kept.plain.0 * WORTH
+}
+
+fn wish_again(shared: &Arc<Shared>, worker: &Arc<Worker>, wish: &Wish) {
+    let (shared, worker) = (Arc::downgrade(shared), Arc::downgrade(worker));
+    let Wish { ordinal, revision, .. } = *wish;
+    tokio::spawn(async move {
+        // Paces a retry.
+        tokio::time::sleep(AGAIN).await;
+        if let (Some(shared), Some(worker)) = (shared.upgrade(), worker.upgrade()) {
+            shared.java.wish(&worker, ordinal, revision);
+        }
+    });
+}
+
+/// Removes what a training left beside its archive. What stays goes at the next start of `serve`.
+fn clear(training: &Training) {
+    let _ = std::fs::remove_file(&training.container.log);
+    for volume in &training.container.volumes {
+        let _ = std::fs::remove_dir_all(&volume.host);
+    }
+    let _ = std::fs::remove_dir_all(&training.scratch);
+}
