@@ -111,7 +111,7 @@ impl Content {
     }
 
     /// Writes all of it.
-    fn write(&self, out: &mut dyn Write) -> Result<(), PackError> {
+    pub(super) fn write(&self, out: &mut dyn Write) -> Result<(), PackError> {
         match self {
             Self::Bytes(bytes) => out.write_all(bytes).map_err(PackError::Output),
             Self::File { path, .. } => copy(path, out),
@@ -222,6 +222,11 @@ impl Tree {
         Ok(())
     }
 
+    /// Whether something is at `path`, which starts at the root without a slash.
+    pub fn has(&self, path: &Path) -> bool {
+        self.nodes.contains_key(path)
+    }
+
     /// Whether nothing was added.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
@@ -266,7 +271,9 @@ impl Layer {
                     header.set_entry_type(EntryType::Directory);
                     // The slash tells readers of the oldest format that it is a folder.
                     let path = path.join("");
-                    archive.append_data(&mut header, path, io::empty()).map_err(PackError::Output)?;
+                    archive
+                        .append_data(&mut header, path, io::empty())
+                        .map_err(PackError::Output)?;
                 }
                 What::Link(target) => {
                     header.set_entry_type(EntryType::Symlink);
@@ -276,7 +283,9 @@ impl Layer {
                     header.set_entry_type(EntryType::Regular);
                     header.set_size(content.size());
                     // Only the header: what follows is written, not read.
-                    archive.append_data(&mut header, path, io::empty()).map_err(PackError::Output)?;
+                    archive
+                        .append_data(&mut header, path, io::empty())
+                        .map_err(PackError::Output)?;
                     fill(path, content, archive.get_mut())?;
                 }
             }
@@ -291,7 +300,8 @@ impl Layer {
     pub fn packed(&self) -> Result<PackedLayer, PackError> {
         let mut hasher = Hasher::new(io::sink());
         self.write(&mut hasher)?;
-        Ok(PackedLayer { diff_id: hasher.finish().digest, what: self.what.clone(), upload: None })
+        let Upload { digest: diff_id, size } = hasher.finish();
+        Ok(PackedLayer { diff_id, size, what: self.what.clone(), upload: None })
     }
 
     /// Writes its archive compressed to `out`; gives what has to be sent.
@@ -299,8 +309,7 @@ impl Layer {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn compress(&self, out: impl Write) -> Result<Upload, PackError> {
-        let mut encoder =
-            zstd::Encoder::new(Hasher::new(out), LEVEL).map_err(PackError::Output)?;
+        let mut encoder = zstd::Encoder::new(Hasher::new(out), LEVEL).map_err(PackError::Output)?;
         self.write(&mut encoder)?;
         let mut hasher = encoder.finish().map_err(PackError::Output)?;
         hasher.flush().map_err(PackError::Output)?;
@@ -422,14 +431,7 @@ mod tests {
         assert_eq!(one.packed().unwrap(), other.packed().unwrap());
         assert_eq!(
             one.listing(),
-            [
-                "app/",
-                "app/a/",
-                "app/a/c 644 app/a/c",
-                "app/b 644 app/b",
-                "etc/",
-                "etc/x 644 etc/x"
-            ]
+            ["app/", "app/a/", "app/a/c 644 app/a/c", "app/b 644 app/b", "etc/", "etc/x 644 etc/x"]
         );
     }
 
@@ -468,7 +470,9 @@ mod tests {
             assert_eq!((header.uid().unwrap(), header.gid().unwrap()), (0, 0));
             match entry.path().unwrap().to_str().unwrap() {
                 "tmp/" => assert_eq!(header.mode().unwrap(), 0o1777),
-                "bin/run" => assert_eq!((header.mode().unwrap(), header.mtime().unwrap()), (0o755, 7)),
+                "bin/run" => {
+                    assert_eq!((header.mode().unwrap(), header.mtime().unwrap()), (0o755, 7))
+                }
                 _ => assert_eq!(header.mtime().unwrap(), 0),
             }
         }
