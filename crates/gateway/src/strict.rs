@@ -12,6 +12,8 @@
 //! After a request with `Upgrade` the bytes may be of another protocol: the scanner stops
 //! there and is told how to go on.
 
+use std::ops::Range;
+
 /// Longest line of a chunk's size or a trailer.
 const CHUNK_LINE: usize = 4 << 10;
 
@@ -56,8 +58,8 @@ pub(crate) enum Scan {
     Pass,
     /// This many bytes may pass; what follows waits for a decision.
     Hold(usize),
-    /// The byte at this place ends something that must be refused.
-    Refuse(usize, &'static str),
+    /// These bytes are a line that must be refused, or its end; those before it may pass.
+    Refuse(Range<usize>, &'static str),
 }
 
 impl Scanner {
@@ -114,11 +116,11 @@ impl Scanner {
                     let Some(end) = memchr::memchr(b'\n', rest) else {
                         return match self.keep(rest) {
                             Ok(()) => Scan::Pass,
-                            Err(why) => Scan::Refuse(bytes.len() - 1, why),
+                            Err(why) => Scan::Refuse(at..bytes.len(), why),
                         };
                     };
                     if let Err(why) = self.line_ended(&rest[..end]) {
-                        return Scan::Refuse(at + end, why);
+                        return Scan::Refuse(at..at + end + 1, why);
                     }
                     at += end + 1;
                 }
@@ -254,8 +256,8 @@ mod tests {
         let mut bytewise = Scanner::new(8192);
         let mut second = Ok(());
         for byte in text.as_bytes() {
-            if let Scan::Refuse(at, why) = bytewise.scan(std::slice::from_ref(byte)) {
-                assert_eq!(at, 0);
+            if let Scan::Refuse(line, why) = bytewise.scan(std::slice::from_ref(byte)) {
+                assert_eq!(line, 0..1);
                 second = Err(why);
                 break;
             }
@@ -328,7 +330,17 @@ mod tests {
         assert_eq!(scanner.scan(format!("{request}\n\n").as_bytes()), Scan::Hold(request.len()));
         assert!(scanner.undecided() && !scanner.in_head() && !scanner.in_body());
         scanner.resume();
-        assert_eq!(scanner.scan(b"\n"), Scan::Refuse(0, "bare LF"));
+        assert_eq!(scanner.scan(b"\n"), Scan::Refuse(0..1, "bare LF"));
+    }
+
+    #[test]
+    fn what_is_refused_begins_with_its_own_line() {
+        let body = "POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\na\r\r";
+        for (line, why) in [("\n", "bare LF"), ("GET\n", "bare LF")] {
+            let text = format!("{body}{line}\r\n");
+            let refused = body.len()..body.len() + line.len();
+            assert_eq!(Scanner::new(8192).scan(text.as_bytes()), Scan::Refuse(refused, why));
+        }
     }
 
     #[test]

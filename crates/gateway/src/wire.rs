@@ -201,13 +201,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
                 this.held = [rest, std::mem::take(&mut this.held)].concat().into();
                 buf.set_filled(start + passed);
             }
-            Scan::Refuse(at, why) => {
+            Scan::Refuse(line, why) => {
                 tracing::debug!(why, "request refused");
                 // NUL has no place in a line: hyper answers 400 and closes. (In the place of
                 // LF alone, behind CR, it would close without an answer.) It looks only when
-                // a head seems complete.
-                let end = start + at + 1;
-                buf.filled_mut()[end.saturating_sub(2).max(start)..end].fill(0);
+                // a head seems complete. What stands before the line is another message's.
+                let end = start + line.end;
+                let from = (start + line.start).max(end.saturating_sub(2));
+                buf.filled_mut()[from..end].fill(0);
                 buf.set_filled(end);
                 this.held = Bytes::from_static(b"\r\n\r\n");
                 http1.refused = true;
