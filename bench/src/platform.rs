@@ -79,10 +79,23 @@ impl Platform {
     /// Asks for a version of an App; returns when the API has accepted it. What comes after a
     /// release, such as watching it for some minutes, is left out: rounds follow each other.
     pub(crate) fn deploy(&self, app: App, version: &str) -> anyhow::Result<()> {
-        let App { name, strategy, image, start_delay, instances } = app;
+        self.deploy_source(app, &self.image(app.image, version))
+    }
+
+    /// Asks for one Instance of an App of its own image, which need not be on the node.
+    pub(crate) fn deploy_reference(
+        &self,
+        name: &'static str,
+        reference: &str,
+    ) -> anyhow::Result<()> {
+        self.deploy_source(App::new(name, "recreate"), reference)
+    }
+
+    fn deploy_source(&self, app: App, source: &str) -> anyhow::Result<()> {
+        let App { name, strategy, start_delay, instances, .. } = app;
         let manifest = json!({
             "app": name,
-            "source": self.image(image, version),
+            "source": source,
             "http": { "port": 8080 },
             "instances": instances,
             "health": { "startup": { "http": "/healthz" }, "readiness": { "http": "/healthz" } },
@@ -92,6 +105,23 @@ impl Platform {
         let path = format!("/namespaces/default/apps/{name}/deploy");
         self.ask("POST", &path, Some(&json!({ "manifest": manifest })))?;
         Ok(())
+    }
+
+    /// Fetches an image.
+    pub(crate) fn pull(&self, reference: &str) -> anyhow::Result<()> {
+        self.ask("POST", "/images/pull", Some(&json!({ "reference": reference })))?;
+        Ok(())
+    }
+
+    /// Removes every image that no App needs.
+    pub(crate) fn prune(&self) -> anyhow::Result<()> {
+        self.ask("POST", "/images/prune", Some(&json!({})))?;
+        Ok(())
+    }
+
+    /// Whether there is an App of this name.
+    pub(crate) fn has(&self, app: &str) -> bool {
+        self.ask("GET", &format!("/namespaces/default/apps/{app}"), None).is_ok()
     }
 
     /// Asks for the Release before the present one.

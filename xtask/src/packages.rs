@@ -27,6 +27,9 @@ pub(crate) const FOR_TESTS: &[Package] = &[
     ("/usr/bin/cc", "gcc"),
     ("/usr/bin/curl", "curl"),
     ("/usr/bin/docker-registry", "docker-registry"),
+    ("/usr/bin/node", "nodejs"),
+    ("/usr/bin/npm", "npm"),
+    ("/usr/bin/pip3", "python3-pip"),
     ("/usr/bin/python3", "python3"),
     ("/usr/bin/redis-server", "redis-server"),
     ("/usr/lib/x86_64-linux-gnu/libc.a", "libc6-dev"),
@@ -36,6 +39,7 @@ pub(crate) const FOR_TESTS: &[Package] = &[
 
 /// What the benchmarks compare with.
 pub(crate) const FOR_BENCH: &[Package] = &[
+    ("/usr/bin/containerd", "containerd"),
     ("/usr/bin/crun", "crun"),
     ("/usr/bin/podman", "podman"),
     ("/usr/sbin/dockerd", "docker.io"),

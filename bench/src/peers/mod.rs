@@ -1,10 +1,12 @@
 //! The peers, driven by their own command lines: as a person or a script would.
 
+mod containerd;
 mod docker;
 mod nginx;
 mod podman;
 mod runtime;
 
+pub(crate) use containerd::Containerd;
 pub(crate) use docker::Docker;
 pub(crate) use nginx::Nginx;
 pub(crate) use podman::Podman;

@@ -48,6 +48,33 @@ impl Podman {
         )
     }
 
+    /// Fetches an image from a registry without TLS.
+    pub(crate) fn pull(&self, reference: &str) -> anyhow::Result<()> {
+        quiet(self.command().args(["pull", "--quiet", "--tls-verify=false", reference]))
+    }
+
+    /// Fetches and runs an image, published at `address`, in the one call podman has for it.
+    pub(crate) fn pull_and_run(
+        &self,
+        name: &str,
+        reference: &str,
+        address: SocketAddr,
+    ) -> anyhow::Result<()> {
+        quiet(
+            self.command()
+                .args(["run", "--detach", "--name", name, "--stop-signal", STOP_SIGNAL])
+                .args(["--pull", "always", "--tls-verify=false"])
+                .args(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"])
+                .args(["--cgroup-parent", CGROUP])
+                .args(["--publish", &format!("{address}:8080"), reference]),
+        )
+    }
+
+    /// Removes images, as far as they are there.
+    pub(crate) fn empty(&self, references: &[String]) -> anyhow::Result<()> {
+        quiet(self.command().args(["image", "rm", "--force"]).args(references))
+    }
+
     /// Stops and removes a container, in the one call podman has for it.
     pub(crate) fn remove(&self, name: &str) -> anyhow::Result<()> {
         quiet(self.command().args(["rm", "--force", "--time", "0", name]))

@@ -89,7 +89,7 @@ async fn odd_challenges_end_in_a_denial_that_says_why() {
         (Some("Basic"), "wants credentials"),
         (Some("Bearer realm=\"\""), "for a token"),
         (Some("Bearer realm=\"unclosed"), "for a token"),
-        (Some("\"\\\\\\\",=,,Bearer,,,=\"\u{7f}"), "authenticate"),
+        (Some("\"\\\\\\\",=,,Bearer,,,=\""), "authenticate"),
     ] {
         let told = told(&web(), quick(), move |_| {
             let reply = Reply::new(401, "<html>no</html>");
@@ -282,13 +282,13 @@ async fn a_digest_in_a_header_is_not_believed() {
 
 #[tokio::test]
 async fn bombs_are_stopped_early() {
-    // 3 GiB of zeros in three layers of coding would take minutes to write.
     let zeros = vec![0u8; 64 << 20];
     let tar = Tar::new().file("zeros", &zeros).finish();
     for layer in [Layer::gzip(&tar), Layer::zstd(&tar)] {
         let image = TestImage::new(vec![layer]);
         let mut options = quick();
         options.limits.ratio_from = 1 << 20;
+        options.limits.ratio = 100;
         let told = told(&image, options, |_| None).await;
         assert_eq!(told.code(), Code::ImageRefused, "{}", told.error());
         assert!(told.error().contains("times its size"), "{}", told.error());

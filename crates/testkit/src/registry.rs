@@ -7,9 +7,9 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
-use std::process::{ChildStderr, Command, Stdio};
-use std::sync::mpsc;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStderr, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -24,9 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Registry {
     address: SocketAddr,
+    fetched: Arc<Mutex<Vec<String>>>,
     /// Dropped before the storage: the registry must not write into a folder being removed.
     _keeper: Keeper,
-    storage: TempDir,
+    storage: Arc<TempDir>,
 }
 
 /// The thread that started the process and ends it. The kernel ends the process with its parent
@@ -40,8 +41,8 @@ struct Keeper {
 }
 
 impl Keeper {
-    /// Starts a command that ends with us; gives its standard error too.
-    fn start(mut command: Command) -> io::Result<(Self, ChildStderr)> {
+    /// Starts a command that ends with us; gives its standard output and error too.
+    fn start(mut command: Command) -> io::Result<(Self, ChildStdout, ChildStderr)> {
         let (release, released) = mpsc::channel();
         let (started, outcome) = mpsc::channel();
         let thread = thread::spawn(move || {
@@ -52,16 +53,16 @@ impl Keeper {
                     return;
                 }
             };
-            let log = process.stderr.take().ok_or_else(|| unexpected("it has no log"));
-            let _ = started.send(log);
+            let pipes = process.stdout.take().zip(process.stderr.take());
+            let _ = started.send(pipes.ok_or_else(|| unexpected("it has no log")));
             // Nothing is ever sent: this returns when the other end is dropped.
             let _ = released.recv();
             let _ = process.kill();
             let _ = process.wait();
         });
         let keeper = Self { release: Some(release), thread: Some(thread) };
-        let log = outcome.recv().map_err(|_| unexpected("its keeper died"))??;
-        Ok((keeper, log))
+        let (requests, log) = outcome.recv().map_err(|_| unexpected("its keeper died"))??;
+        Ok((keeper, requests, log))
     }
 }
 
@@ -81,21 +82,38 @@ impl Registry {
     /// When `docker-registry` is not installed or does not listen within twenty seconds.
     pub fn start() -> io::Result<Self> {
         let storage = tempfile::Builder::new().prefix("stead-registry-").tempdir()?;
-        let config = storage.path().join("config.yml");
+        Self::serve(Arc::new(storage), "")
+    }
+
+    /// Starts another registry that has what this one has, but gives it only to those named in
+    /// a file as `htpasswd -B` writes it.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn guarded(&self, htpasswd: &Path) -> io::Result<Self> {
+        let auth = format!("auth:\n  htpasswd: {{realm: test, path: {}}}\n", htpasswd.display());
+        Self::serve(Arc::clone(&self.storage), &auth)
+    }
+
+    fn serve(storage: Arc<TempDir>, more: &str) -> io::Result<Self> {
+        let config =
+            tempfile::Builder::new().prefix("stead-registry-").suffix(".yml").tempfile()?;
         fs::write(
             &config,
             format!(
                 "version: 0.1\nlog: {{level: info, formatter: json}}\n\
                  storage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\n\
-                 http: {{addr: '127.0.0.1:0', net: tcp}}\n",
+                 http: {{addr: '127.0.0.1:0', net: tcp}}\n{more}",
                 storage.path().display()
             ),
         )?;
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "docker-registry", "serve"]).arg(config);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let (keeper, log) = Keeper::start(command)?;
-        Ok(Self { address: listening(log)?, _keeper: keeper, storage })
+        command.args(["--pdeathsig", "KILL", "docker-registry", "serve"]).arg(config.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let (keeper, requests, log) = Keeper::start(command)?;
+        let fetched = count(requests);
+        // Its configuration was read by the time it listens.
+        Ok(Self { address: listening(log)?, fetched, _keeper: keeper, storage })
     }
 
     /// Where it listens, on loopback.
@@ -106,6 +124,17 @@ impl Registry {
     /// The full reference of an image: `127.0.0.1:PORT/name:tag`.
     pub fn reference(&self, name: &str, tag: &str) -> String {
         format!("{}/{name}:{tag}", self.address)
+    }
+
+    /// Digests of the blobs that were sent whole or in part, in the order they were finished,
+    /// since [`Registry::forget_fetched`].
+    pub fn fetched(&self) -> Vec<String> {
+        lock(&self.fetched).clone()
+    }
+
+    /// Begins to count anew.
+    pub fn forget_fetched(&self) {
+        lock(&self.fetched).clear();
     }
 
     /// Puts an image under a name and tag; blobs the registry has are not sent again.
@@ -220,6 +249,29 @@ fn listening(log: impl Read + Send + 'static) -> io::Result<SocketAddr> {
         }
     });
     receiver.recv_timeout(PATIENCE).map_err(|_| unexpected("it does not listen"))
+}
+
+/// Reads the log of requests, in Apache's format.
+fn count(requests: impl Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
+    let fetched: Arc<Mutex<Vec<String>>> = Arc::default();
+    let counted = Arc::clone(&fetched);
+    thread::spawn(move || {
+        for line in BufReader::new(requests).lines() {
+            let Ok(line) = line else { break };
+            let Some((_, request)) = line.split_once("\"GET /v2/") else { continue };
+            let Some((path, answer)) = request.split_once(" HTTP/1.1\" ") else { continue };
+            if let Some((_, digest)) = path.split_once("/blobs/")
+                && answer.starts_with('2')
+            {
+                lock(&fetched).push(digest.to_owned());
+            }
+        }
+    });
+    counted
+}
+
+fn lock(fetched: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
+    fetched.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn unexpected(what: &str) -> io::Error {

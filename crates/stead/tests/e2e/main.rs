@@ -5,11 +5,13 @@
 
 mod crash;
 mod deploy;
+mod disk;
 mod handover;
 mod judged;
 mod load;
 mod platform;
 mod refuse;
+mod registries;
 mod secrets;
 mod settings;
 mod soak;

@@ -62,6 +62,11 @@ pub(crate) fn push(name: &str, tag: &str, image: &stead_testkit::images::Image) 
     images.registry.reference(name, tag)
 }
 
+/// A registry that has the same images for those named in this file alone.
+pub(crate) fn guarded(htpasswd: &Path) -> Registry {
+    images().registry.guarded(htpasswd).expect("docker-registry starts")
+}
+
 /// Spoils a blob in the registry's store.
 pub(crate) fn corrupt(digest: &str) {
     images().registry.corrupt(digest).expect("the blob is there");
