@@ -9,6 +9,7 @@ mod harness;
 mod leftovers;
 mod packages;
 mod run;
+mod samples;
 mod test;
 mod tidy;
 mod v2;
@@ -42,7 +43,7 @@ enum Command {
     Tidy(tidy::Options),
     /// Make the test images and serve them by a registry until the standard input ends.
     Images,
-    /// Install the Debian packages that tests need.
+    /// Install the Debian packages that tests need, and fetch what the samples need.
     Prepare,
     /// Inside the test namespaces: be the process that adopts orphans.
     #[command(hide = true)]
@@ -75,7 +76,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             let arguments = ["run", "-p", "stead-testkit", "--example", "images", "--", "serve"];
             run::cargo(arguments).run()
         }
-        Command::Prepare => packages::install(packages::FOR_TESTS),
+        Command::Prepare => {
+            packages::install(packages::FOR_TESTS)?;
+            samples::prepare()
+        }
         Command::HarnessInit(options) => harness::init(&options),
         Command::HarnessTest(options) => test::inside(&options),
     }

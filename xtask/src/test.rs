@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 
 use crate::leftovers::Snapshot;
 use crate::run::cargo;
-use crate::{harness, packages, tidy};
+use crate::{harness, packages, samples, tidy};
 
 /// What to test.
 #[derive(Debug, Clone, clap::Args)]
@@ -29,6 +29,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         bail!("the tests make containers: become root (sudo -E cargo xtask test)");
     }
     packages::install(packages::FOR_TESTS)?;
+    samples::prepare()?;
     // A rule broken must not hide a test failed: remember it, and go on.
     let tidied = match options.filter {
         Some(_) => Ok(()),
