@@ -65,6 +65,17 @@ pub struct PullProgress {
     pub layers: u32,
 }
 
+/// A pull under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PullSeen {
+    /// The reference it is pulled by.
+    pub reference: String,
+    /// The image.
+    pub image: Digest,
+    /// How far it is.
+    pub progress: PullProgress,
+}
+
 /// An image on the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageInfo {
@@ -230,6 +241,11 @@ pub trait Engine: Send + Sync + 'static {
 
     /// How far a pull is; `None` when none is under way.
     fn pulling(&self, digest: &Digest) -> Option<PullProgress>;
+
+    /// All pulls that are under way.
+    fn pulls(&self) -> Vec<PullSeen> {
+        Vec::new()
+    }
 
     /// Images on the machine.
     async fn images(&self) -> Result<Vec<ImageInfo>, EngineError>;

@@ -68,7 +68,8 @@ fn trees(image: &Image) -> Vec<BTreeMap<String, String>> {
 /// An image with everything that a layer may hold.
 fn of_all_kinds() -> TestImage {
     let long = format!("{}/{}", "a-long-folder".repeat(12), "a-long-name".repeat(15));
-    let capability = b"\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
+    let capability =
+        b"\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
     let base = Tar::new()
         .dir_with("./", |header| header.set_mode(0o711))
         .dir_with("etc/", |header| header.set_mtime(7))
@@ -92,7 +93,10 @@ fn of_all_kinds() -> TestImage {
         .file("short", "a long name")
         .pax(&[("linkpath", "far/".repeat(60).as_bytes())])
         .symlink("far", "away")
-        .pax(&[("SCHILY.xattr.user.note", b"a=b\n\0c"), ("SCHILY.xattr.security.capability", capability)])
+        .pax(&[
+            ("SCHILY.xattr.user.note", b"a=b\n\0c"),
+            ("SCHILY.xattr.security.capability", capability),
+        ])
         .file_with("bin/ping", "#!", |header| header.set_mode(0o755));
     let top = Tar::new()
         .file("etc/.wh.gone", "")

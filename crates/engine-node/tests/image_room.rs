@@ -27,7 +27,11 @@ fn image(name: &str, bytes: usize) -> TestImage {
     TestImage::new(vec![Layer::gzip(&Tar::new().file("content", content).finish())])
 }
 
-async fn import(home: &Home, store: &ImageStore, image: &TestImage) -> Result<Arc<Image>, ImageError> {
+async fn import(
+    home: &Home,
+    store: &ImageStore,
+    image: &TestImage,
+) -> Result<Arc<Image>, ImageError> {
     let layout = home.path("layout");
     image.write_layout(&layout);
     let imported = store.import(&layout, None, &()).await;
@@ -154,11 +158,8 @@ async fn uploads_take_room_too() {
         import(&home, &store, &image(name, MIB)).await.unwrap();
     }
     let bytes = vec![7; 2 * MIB];
-    let part = |bytes: &[u8]| UploadPart {
-        digest: digest(bytes),
-        size: bytes.len() as u64,
-        offset: 0,
-    };
+    let part =
+        |bytes: &[u8]| UploadPart { digest: digest(bytes), size: bytes.len() as u64, offset: 0 };
     let body = |bytes: &[u8]| stream::iter([Ok(Bytes::copy_from_slice(bytes))]).boxed();
     assert!(store.upload(part(&bytes), body(&bytes)).await.unwrap().complete);
     assert_eq!(store.list().len(), 1, "two went for it");

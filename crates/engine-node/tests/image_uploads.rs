@@ -293,7 +293,8 @@ async fn layers_on_a_base_make_an_image() {
     drop((image, same, store));
 
     // It outlives a restart; elsewhere, packed otherwise, it has the same digest.
-    let digest_here = home.open().list().iter().find(|i| i.names.len() == 2).unwrap().digest.clone();
+    let digest_here =
+        home.open().list().iter().find(|i| i.names.len() == 2).unwrap().digest.clone();
     let (home, case) = (Home::new(), Case::new());
     let store = home.open();
     let base = case.import_base(&home, &store).await;

@@ -11,7 +11,7 @@ use http::header;
 use serde::Deserialize;
 use stead_core::api::package::{ArchiveFormat, ComposeRequest, Composed};
 use stead_core::api::{ProblemJson, PruneRequest, Pruned, PullRequest, Pulled};
-use stead_core::engine::ImageInfo;
+use stead_core::engine::{ImageInfo, PullSeen};
 use stead_core::error::{Code, UserError};
 use stead_core::ids::Digest;
 use stead_core::time::Micros;
@@ -39,6 +39,13 @@ pub(super) async fn pull(
     let digest = api.engine.resolve(&request.reference).await?;
     api.engine.warm(&request.reference, &digest).await?;
     Ok(Json(Pulled { digest }))
+}
+
+/// Images on their way here.
+#[utoipa::path(get, path = "/api/v1/images/pulls", tag = "images",
+    responses((status = 200, body = Vec<PullSeen>), (status = "default", body = ProblemJson)))]
+pub(super) async fn pulls(State(api): Handle) -> Json<Vec<PullSeen>> {
+    Json(api.engine.pulls())
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -112,7 +119,8 @@ pub(super) async fn prune(
     State(api): Handle,
     Body(request): Body<PruneRequest>,
 ) -> Result<Json<Pruned>, Problem> {
-    let unused_for = request.older_than.map_or(Micros(0), |span| Micros::from_millis(span.millis()));
+    let unused_for =
+        request.older_than.map_or(Micros(0), |span| Micros::from_millis(span.millis()));
     let needed = api.images_needed()?;
     Ok(Json(Pruned { freed: api.engine.prune(&needed, unused_for).await? }))
 }

@@ -122,6 +122,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(exec::exec))
         .routes(routes!(images::list))
         .routes(routes!(images::pull))
+        .routes(routes!(images::pulls))
         .routes(routes!(images::compose))
         .routes(routes!(images::prune))
         .routes(routes!(images::remove))

@@ -51,11 +51,8 @@ pub(super) async fn append(
     headers: HeaderMap,
     body: Stream,
 ) -> Result<Json<UploadView>, Problem> {
-    let part = UploadPart {
-        digest: parse_digest(&digest)?,
-        size: query.size,
-        offset: offset(&headers)?,
-    };
+    let part =
+        UploadPart { digest: parse_digest(&digest)?, size: query.size, offset: offset(&headers)? };
     let bytes = body.into_data_stream().map_err(std::io::Error::other).boxed();
     Ok(Json(api.engine.upload(part, bytes).await?))
 }

@@ -69,7 +69,7 @@ pub(crate) fn rule(method: &Method, path: &str) -> Option<Rule> {
             "GET",
             "/api/openapi.json" | "/api/v1/version" | "/api/v1/namespaces" | "/api/v1/events",
         ) => takes(Viewer, Scope::Filtered),
-        ("GET", "/api/v1/images" | "/api/v1/bases" | "/api/v1/metrics" | "/metrics") => {
+        ("GET", "/api/v1/images" | "/api/v1/images/pulls" | "/api/v1/bases" | "/api/v1/metrics" | "/metrics") => {
             takes(Viewer, Scope::Platform)
         }
         // A name that an image is given holds for every Namespace.

@@ -59,10 +59,10 @@ impl ImageStore {
         if let Some(image) = inner.touch(&digest, Some(&name))? {
             return Ok(Made::Image(image));
         }
-        let uploads = || request.layers.iter().filter_map(|l| Some((&l.diff_id, l.upload.as_ref()?)));
-        let stored = uploads().map(|(layer, Upload { digest, size })| {
-            (layer.clone(), (digest.clone(), *size))
-        });
+        let uploads =
+            || request.layers.iter().filter_map(|l| Some((&l.diff_id, l.upload.as_ref()?)));
+        let stored = uploads()
+            .map(|(layer, Upload { digest, size })| (layer.clone(), (digest.clone(), *size)));
         let local = Local::composed(&inner.uploads(), documents, stored)?;
         let pull = Pull { inner, origin: Origin::Local(Arc::new(local)), progress };
         let made = pull.run(&request.name, &digest, Some(&name)).await;
@@ -134,10 +134,8 @@ fn documents(request: &ComposeRequest, base: Option<&Base>, platform: &Platform)
     }
     let config = config::write(&run, platform, diff_ids);
     let own = request.layers.iter().map(|layer| (layer.diff_id.clone(), layer.size));
-    let mut manifest = Manifest::of_parts(
-        (super::digest_of(&config), config.len() as u64),
-        own.collect(),
-    );
+    let mut manifest =
+        Manifest::of_parts((super::digest_of(&config), config.len() as u64), own.collect());
     manifest.layers.splice(0..0, base.iter().flat_map(|base| &base.layers).cloned());
     [serde_json::to_vec(&manifest).expect("a manifest has only string keys"), config]
 }

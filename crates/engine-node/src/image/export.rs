@@ -38,9 +38,8 @@ impl ImageStore {
     /// # Errors
     /// When it is not here. That a layer cannot be read ends the stream with the error.
     pub fn export(&self, digest: &Digest, format: ArchiveFormat) -> Result<ByteStream, ImageError> {
-        let image = self
-            .get(digest)
-            .ok_or_else(|| ImageError::NotHere { digest: digest.clone() })?;
+        let image =
+            self.get(digest).ok_or_else(|| ImageError::NotHere { digest: digest.clone() })?;
         let names = self.list().into_iter().find(|found| found.digest == *digest);
         let names = names.map(|found| found.names).unwrap_or_default();
         let platform = self.inner.options.platform.clone();
@@ -91,8 +90,10 @@ impl Layers {
         match format {
             ArchiveFormat::Oci => {
                 let layers = self.0.iter().map(|(_, digest, size)| (digest.clone(), *size));
-                let manifest =
-                    Manifest::of_parts((config_digest.clone(), config.len() as u64), layers.collect());
+                let manifest = Manifest::of_parts(
+                    (config_digest.clone(), config.len() as u64),
+                    layers.collect(),
+                );
                 let manifest = to_json(&manifest);
                 let blob = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
                 tar.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;

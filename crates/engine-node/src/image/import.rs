@@ -293,6 +293,10 @@ fn in_layout(local: Local, wanted: Option<&Reference>, inner: &Inner) -> Result<
         (None, [only]) => only,
         (None, []) => return Err(local.not_an_image("it holds no image".into())),
         // The variants of one image, or several images, which platforms cannot tell apart.
+        // One image under several names.
+        (None, [first, rest @ ..]) if rest.iter().all(|entry| entry.digest == first.digest) => {
+            first
+        }
         (None, several) if several.iter().all(|entry| entry.annotations.is_empty()) => {
             manifest::choose(several, &inner.options.platform)?
         }

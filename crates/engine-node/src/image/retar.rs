@@ -12,7 +12,9 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{Dir, FileType, OFlags, Stat, fgetxattr, flistxattr, fstat, readlinkat};
+use rustix::fs::{
+    Dir, FileType, OFlags, Stat, fgetxattr, flistxattr, flistxattr_query, fstat, readlinkat,
+};
 use rustix::io::Errno;
 use tar::{EntryType, Header};
 
@@ -225,18 +227,13 @@ fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
 
 /// The extended attributes that unpacking sets, in order.
 fn attributes(file: &impl AsFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut names = Vec::new();
-    let listed = loop {
-        match flistxattr(file, names.as_mut_slice()) {
-            Err(Errno::NOTSUP) => return Ok(Vec::new()),
-            Err(errno) if errno != Errno::RANGE => return Err(errno.into()),
-            Ok(length) if !names.is_empty() || length == 0 => break length,
-            Ok(length) => names.resize(length, 0),
-            // It grew, which a layer does not.
-            Err(_) => names.clear(),
-        }
+    let length = match flistxattr_query(file) {
+        Ok(0) | Err(Errno::NOTSUP) => return Ok(Vec::new()),
+        length => length?,
     };
-    names.truncate(listed);
+    let mut names = vec![0; length];
+    let length = flistxattr(file, names.as_mut_slice())?;
+    names.truncate(length);
     let mut found = Vec::new();
     for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
         if name.starts_with(b"user.") || name == b"security.capability" {

@@ -124,7 +124,11 @@ async fn receive(
             Ok(piece) if piece.len() as u64 > size - arrived => {
                 let got = arrived + piece.len() as u64;
                 remove(&inner.upload_part(&digest)).map_err(failed())?;
-                return Err(ImageError::SizeMismatch { what: "upload".into(), expected: size, got });
+                return Err(ImageError::SizeMismatch {
+                    what: "upload".into(),
+                    expected: size,
+                    got,
+                });
             }
             Ok(piece) => {
                 file.write_all(&piece).await.map_err(failed())?;

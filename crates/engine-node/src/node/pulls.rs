@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use stead_core::engine::PullProgress;
+use stead_core::engine::{PullProgress, PullSeen};
 use stead_core::ids::Digest;
 
 use crate::image::{LayerStep, PlannedLayer, Progress};
@@ -14,6 +14,8 @@ pub(super) struct Pulls(Mutex<BTreeMap<Digest, Pull>>);
 
 #[derive(Default)]
 struct Pull {
+    /// What it is pulled by; one of them, where it is pulled by several.
+    reference: String,
     /// Bytes of each layer that are here, and in all.
     layers: BTreeMap<Digest, (u64, u64)>,
     done: u32,
@@ -28,14 +30,28 @@ impl Pulls {
 
     /// How far the pull of an image is; `None` when none is under way.
     pub(super) fn progress(&self, image: &Digest) -> Option<PullProgress> {
-        let pulls = self.lock();
-        let pull = pulls.get(image)?;
-        Some(PullProgress {
-            bytes: pull.layers.values().map(|(done, _)| done).sum(),
-            total: pull.layers.values().map(|(_, total)| total).sum(),
-            layers_done: pull.done,
-            layers: u32::try_from(pull.layers.len()).unwrap_or(u32::MAX),
-        })
+        self.lock().get(image).map(Pull::progress)
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<PullSeen> {
+        let seen = |(image, pull): (&Digest, &Pull)| PullSeen {
+            reference: pull.reference.clone(),
+            image: image.clone(),
+            progress: pull.progress(),
+        };
+        self.lock().iter().map(seen).collect()
+    }
+}
+
+impl Pull {
+    fn progress(&self) -> PullProgress {
+        PullProgress {
+            bytes: self.layers.values().map(|(done, _)| done).sum(),
+            total: self.layers.values().map(|(_, total)| total).sum(),
+            layers_done: self.done,
+            layers: u32::try_from(self.layers.len()).unwrap_or(u32::MAX),
+        }
     }
 }
 
@@ -46,8 +62,12 @@ pub(super) struct PullWatch<'a> {
 }
 
 impl<'a> PullWatch<'a> {
-    pub(super) fn new(pulls: &'a Pulls, image: &Digest) -> Self {
-        pulls.lock().entry(image.clone()).or_default().watchers += 1;
+    pub(super) fn new(pulls: &'a Pulls, image: &Digest, reference: &str) -> Self {
+        let mut all = pulls.lock();
+        let pull = all.entry(image.clone()).or_default();
+        pull.watchers += 1;
+        reference.clone_into(&mut pull.reference);
+        drop(all);
         Self { pulls, image: image.clone() }
     }
 

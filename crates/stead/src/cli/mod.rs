@@ -1,6 +1,7 @@
 //! The command line: its grammar here, one file per group of commands beside it.
 
 mod about;
+pub(crate) mod base;
 mod change;
 mod config;
 mod deploy;
@@ -13,6 +14,7 @@ mod plan;
 mod platform;
 mod registry;
 mod rollout_flags;
+mod save;
 mod secrets;
 mod story;
 mod stream;

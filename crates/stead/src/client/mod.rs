@@ -111,6 +111,27 @@ impl Client {
         self.json(Method::POST, path, body.boxed_unsync()).await
     }
 
+    /// Reads what is at `path` as it comes, however much it is.
+    pub(crate) async fn download(&self, path: &str) -> Result<Incoming> {
+        Ok(self.send(Method::GET, path, empty()).await?.into_body())
+    }
+
+    /// Streams `body` to `path` as the part of an upload that begins at `offset`.
+    pub(crate) async fn append<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        offset: u64,
+        body: impl Body<Data = Bytes, Error = io::Error> + Send + 'static,
+    ) -> Result<T> {
+        let mut request = self.request(Method::PATCH, path, body.boxed_unsync())?;
+        let headers = request.headers_mut();
+        let bytes = header::HeaderValue::from_static("application/octet-stream");
+        headers.insert(header::CONTENT_TYPE, bytes);
+        headers.insert("upload-offset", offset.into());
+        let answer = self.exchange(request).await?;
+        read(path, &collect(answer.into_body()).await?)
+    }
+
     /// Follows the server-sent events at `path`.
     pub(crate) async fn follow(&self, path: &str) -> Result<EventStream> {
         let answer = self.send(Method::GET, path, empty()).await?;
@@ -142,12 +163,7 @@ impl Client {
         body: RequestBody,
     ) -> Result<T> {
         let answer = self.send(method, path, body).await?;
-        let bytes = collect(answer.into_body()).await?;
-        // An empty answer reads as null, so that `()` fits where there is nothing to say.
-        let text: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
-        serde_json::from_slice(text).map_err(|e| {
-            unexpected(format!("the platform's answer to {path} cannot be read: {e}")).into()
-        })
+        read(path, &collect(answer.into_body()).await?)
     }
 
     async fn send(
@@ -288,6 +304,15 @@ fn empty() -> RequestBody {
 fn whole(body: &impl Serialize) -> Result<RequestBody> {
     let bytes = Bytes::from(serde_json::to_vec(body)?);
     Ok(Full::new(bytes).map_err(|never| match never {}).boxed_unsync())
+}
+
+/// Reads the answer to a request for `path`.
+fn read<T: DeserializeOwned>(path: &str, answer: &[u8]) -> Result<T> {
+    // An empty answer reads as null, so that `()` fits where there is nothing to say.
+    let text = if answer.is_empty() { b"null" } else { answer };
+    serde_json::from_slice(text).map_err(|e| {
+        unexpected(format!("the platform's answer to {path} cannot be read: {e}")).into()
+    })
 }
 
 async fn collect(body: Incoming) -> Result<Bytes> {

@@ -17,10 +17,7 @@ use super::super::unpack::Summary;
 use super::{Inner, Room};
 
 /// The turn that everybody takes who works on `digest`.
-pub(super) fn of(
-    turns: &mut HashMap<Digest, Weak<Mutex<()>>>,
-    digest: &Digest,
-) -> Arc<Mutex<()>> {
+pub(super) fn of(turns: &mut HashMap<Digest, Weak<Mutex<()>>>, digest: &Digest) -> Arc<Mutex<()>> {
     turns.retain(|_, turn| turn.strong_count() > 0);
     turns.get(digest).and_then(Weak::upgrade).unwrap_or_else(|| {
         let turn = Arc::default();
