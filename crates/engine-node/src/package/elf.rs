@@ -38,7 +38,7 @@ const DF_1_PIE: u64 = 0x0800_0000;
 
 /// What a file was built for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Machine {
+pub(super) enum Machine {
     /// Intel and AMD, 64 bits.
     X86_64,
     /// ARM, 64 bits.
@@ -49,14 +49,14 @@ pub enum Machine {
 
 impl Machine {
     /// The machine this program runs on.
-    pub fn host() -> Self {
+    pub(super) fn host() -> Self {
         if cfg!(target_arch = "aarch64") { Self::Aarch64 } else { Self::X86_64 }
     }
 }
 
 /// What an ELF file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// A program: linked to a fixed address, or position-independent.
     Program,
     /// A shared library.
@@ -67,24 +67,24 @@ pub enum Kind {
 
 /// What the dynamic loader reads of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Elf {
+pub(super) struct Elf {
     /// What it was built for.
-    pub machine: Machine,
+    pub(super) machine: Machine,
     /// What it is.
-    pub kind: Kind,
+    pub(super) kind: Kind,
     /// The dynamic loader it asks for; `None` for a static program and most libraries.
-    pub interpreter: Option<PathBuf>,
+    pub(super) interpreter: Option<PathBuf>,
     /// Names of the libraries it needs, in order.
-    pub needed: Vec<String>,
+    pub(super) needed: Vec<String>,
     /// Folders to search first, as written (`DT_RPATH`); without effect beside a `runpath`.
-    pub rpath: Vec<String>,
+    pub(super) rpath: Vec<String>,
     /// Folders to search for its own needs, as written (`DT_RUNPATH`).
-    pub runpath: Vec<String>,
+    pub(super) runpath: Vec<String>,
 }
 
 /// Why a file could not be read as ELF.
 #[derive(Debug, thiserror::Error)]
-pub enum ElfError {
+pub(super) enum ElfError {
     /// The file cannot be read.
     #[error("{path} cannot be read", path = path.display())]
     Io {
@@ -114,7 +114,7 @@ impl Elf {
     ///
     /// # Errors
     /// When it cannot be read, is damaged, or is for a kind of machine stead does not run on.
-    pub fn read(path: &Path) -> Result<Option<Self>, ElfError> {
+    pub(super) fn read(path: &Path) -> Result<Option<Self>, ElfError> {
         let io = |source| ElfError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;

@@ -25,16 +25,16 @@ const OPENED_BY_GLIBC: [&str; 4] =
 
 /// A file or link that the loader needs to find in an image.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Library {
+pub(super) struct Library {
     /// Its absolute path in the image.
-    pub path: PathBuf,
+    pub(super) path: PathBuf,
     /// What it is.
-    pub content: Content,
+    pub(super) content: Content,
 }
 
 /// What stands at a path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Content {
+pub(super) enum Content {
     /// A copy of this file of the host.
     File(PathBuf),
     /// A symbolic link with this target.
@@ -43,7 +43,7 @@ pub enum Content {
 
 /// Why the libraries of a program could not be listed.
 #[derive(Debug, thiserror::Error)]
-pub enum LibraryError {
+pub(super) enum LibraryError {
     /// A file is unreadable or damaged.
     #[error(transparent)]
     Elf(#[from] ElfError),
@@ -77,19 +77,28 @@ pub enum LibraryError {
 ///
 /// # Errors
 /// When one of them is missing or not readable.
-pub fn closure(roots: &[&Path]) -> Result<Vec<Library>, LibraryError> {
+pub(super) fn closure(roots: &[&Path]) -> Result<Vec<Library>, LibraryError> {
     let found = search(roots)?;
     match found.missing.into_iter().next() {
-        Some((name, by)) => Err(LibraryError::Missing { name, by }),
+        Some(Missing { name, by }) => Err(LibraryError::Missing { name, by }),
         None => place(&found.files, Roots::Move),
     }
 }
 
+/// A library that is not installed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Missing {
+    /// Its name.
+    pub(super) name: String,
+    /// What needs it.
+    pub(super) by: PathBuf,
+}
+
 /// Like [`closure`] for roots that keep their places, where not everything is ever loaded:
-/// what is missing is given beside, as the library's name and what needs it.
+/// what is missing is given beside.
 pub(super) fn closure_of_tree(
     roots: &[&Path],
-) -> Result<(Vec<Library>, Vec<(String, PathBuf)>), LibraryError> {
+) -> Result<(Vec<Library>, Vec<Missing>), LibraryError> {
     let found = search(roots)?;
     Ok((place(&found.files, Roots::Stay)?, found.missing))
 }
@@ -153,7 +162,7 @@ enum How {
 struct Found {
     /// By the path at which the loader opens them.
     files: BTreeMap<PathBuf, How>,
-    missing: Vec<(String, PathBuf)>,
+    missing: Vec<Missing>,
 }
 
 /// Something whose needs have to be found.
@@ -176,7 +185,9 @@ fn search(roots: &[&Path]) -> Result<Found, LibraryError> {
         if let Some(loader) = &elf.interpreter {
             system.loader(loader);
             if !loader.is_file() {
-                found.missing.push((loader.display().to_string(), root.to_path_buf()));
+                found
+                    .missing
+                    .push(Missing { name: loader.display().to_string(), by: root.to_path_buf() });
             } else {
                 found.files.insert(loader.clone(), How::Loader);
             }
@@ -199,7 +210,7 @@ fn search(roots: &[&Path]) -> Result<Found, LibraryError> {
                     }
                 }
                 None => {
-                    let missing = (name.clone(), needs.path.clone());
+                    let missing = Missing { name: name.clone(), by: needs.path.clone() };
                     if !found.missing.contains(&missing) {
                         found.missing.push(missing);
                     }
@@ -403,7 +414,7 @@ fn place(files: &BTreeMap<PathBuf, How>, roots: Roots) -> Result<Vec<Library>, L
     let mut moved = Vec::new();
     for (path, how) in files {
         let (links, real) = follow(path)?;
-        let folder = path.parent().map(|folder| follow(folder)).transpose()?.map(|(_, at)| at);
+        let folder = path.parent().map(&follow).transpose()?.map(|(_, at)| at);
         let stays = match how {
             How::Loader => true,
             How::System => folder == searched || searched.is_none(),

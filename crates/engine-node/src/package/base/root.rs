@@ -122,8 +122,8 @@ impl Root {
             };
             tree.add(path, node)?;
         }
-        let notes = missing.into_iter().map(|(name, by)| {
-            format!("{name} is not installed, so {} cannot be used", by.display())
+        let notes = missing.into_iter().map(|missing| {
+            format!("{} is not installed, so {} cannot be used", missing.name, missing.by.display())
         });
         Ok((Layer::new(what, tree), notes.collect()))
     }

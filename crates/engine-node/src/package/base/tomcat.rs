@@ -19,7 +19,7 @@ use super::super::system::NONROOT;
 use super::super::tar::{Content, Layer, Node, Tree};
 
 /// Where it lies in the image. A war's files go to `webapps/ROOT` below it.
-pub const HOME: &str = "/opt/tomcat";
+const HOME: &str = "/opt/tomcat";
 /// Most bytes taken from the archive; Tomcat 11 has 15 MB.
 const MAX_BYTES: u64 = 256 << 20;
 /// Files of its `conf` that are taken: the others are for what ours leaves out.
