@@ -4,6 +4,8 @@
 //! It only looks. Each check stands alone: one that cannot be made says so and the others go
 //! on.
 
+mod runtimes;
+
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -86,6 +88,7 @@ pub(crate) fn run(layout: &Layout, output: Output) -> Result<ExitCode> {
     if running {
         findings.extend(damaged(layout));
     }
+    findings.extend(runtimes::findings(&asked(layout, "/bases")));
     output.show(&findings, |findings| table(findings))?;
     let unfit = findings.iter().any(|finding| finding.verdict == Verdict::Missing);
     Ok(if unfit {
@@ -297,11 +300,7 @@ fn platform(layout: &Layout, running: bool) -> Finding {
 
 /// Records that the running platform cannot read, each one a finding.
 fn damaged(layout: &Layout) -> Vec<Finding> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let client = Client::new(Endpoint::Unix(layout.api_socket()), None);
-    // Without an answer there is nothing to say: that it does not run is said already.
-    let records =
-        runtime.ok().and_then(|rt| rt.block_on(client.get::<Vec<String>>("/doctor")).ok());
+    let records: Vec<String> = asked(layout, "/doctor");
     let locked = Code::SecretsLocked.as_str();
     let finding = |record: String| {
         if record.starts_with(locked) {
@@ -313,7 +312,15 @@ fn damaged(layout: &Layout) -> Vec<Finding> {
             "deploy or delete what it names; all else goes on without it",
         )
     };
-    records.unwrap_or_default().into_iter().map(finding).collect()
+    records.into_iter().map(finding).collect()
+}
+
+/// A list from the running platform. Without an answer there is nothing to say: that it does
+/// not run is said already.
+fn asked<T: serde::de::DeserializeOwned>(layout: &Layout, path: &str) -> Vec<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let client = Client::new(Endpoint::Unix(layout.api_socket()), None);
+    runtime.ok().and_then(|rt| rt.block_on(client.get(path)).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

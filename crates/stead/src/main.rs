@@ -11,6 +11,7 @@ mod output;
 mod platform;
 mod progress;
 mod source;
+mod upload;
 
 use std::process::ExitCode;
 
