@@ -200,6 +200,7 @@ impl Control {
             publisher,
             ledgers: Arc::clone(&ledgers),
             figures,
+            sites: crate::reconcile::Sites::default(),
             events,
             board,
             violations: AtomicU64::new(0),

@@ -188,6 +188,13 @@ impl App {
         let Some(current) = self.target().filter(|_| !self.stopped) else {
             return Err(not_running(&self.key));
         };
+        if settings.site.is_some() {
+            return Err(UserError::new(
+                Code::Conflict,
+                format!("app {} is a site: nothing of it runs", self.key),
+                "deploy it again to change what is served",
+            ));
+        }
         if let Some(ordinal) = only.filter(|ordinal| !self.has(*ordinal)) {
             return Err(self.no_instance(ordinal));
         }

@@ -16,7 +16,7 @@ use crate::api::package::{
 use crate::error::{Code, UserError};
 use crate::fleet::{Fleet, FleetSeen, Revision};
 use crate::ids::{ContainerId, Digest, Generation, Ordinal};
-use crate::manifest::EnvName;
+use crate::manifest::{EnvName, Site};
 use crate::name::AppKey;
 use crate::registry::{Login, RegistryChecked, RegistryHost};
 use crate::secret::Secret;
@@ -245,6 +245,13 @@ pub trait Engine: Send + Sync + 'static {
     /// All pulls that are under way.
     fn pulls(&self) -> Vec<PullSeen> {
         Vec::new()
+    }
+
+    /// The folder with the files of a site: the one layer of an image, whose index is whole and
+    /// has the pages that `rules` name. `None` while the image is not on the machine. It stays
+    /// for as long as the image is kept.
+    async fn site(&self, _image: &Digest, _rules: &Site) -> Result<Option<PathBuf>, EngineError> {
+        Err(cannot("serve a site"))
     }
 
     /// Images on the machine.

@@ -143,6 +143,13 @@ pub fn check_wanted(app: &App, wanted: &Wanted) -> Vec<Violation> {
     if let Some(missing) = runs.iter().find(|release| !fleet.releases.contains_key(release)) {
         found.push(broken("an engine knows every Release that it shall run", missing));
     }
+    if wanted.site.is_some() && fleet.instances + fleet.surge > 0 {
+        found.push(broken("a site has no Instances", &app.key));
+    }
+    let site = wanted.site.iter().flat_map(|site| std::iter::once(site.now).chain(site.before));
+    for release in site.filter(|release| !fleet.releases.contains_key(release)) {
+        found.push(broken("an engine keeps the files of every Release that is served", release));
+    }
     let splits = wanted.routing.iter().map(|routing| &routing.split);
     let weighed = splits.clone().flat_map(|split| &split.weights);
     for weight in weighed.filter(|weight| weight.weight > 0) {

@@ -48,21 +48,36 @@ pub(crate) struct Record {
     pub(crate) outcome: Option<Outcome>,
 }
 
+/// A Container that a request was sent to.
+#[derive(Debug, Clone, Serialize)]
+struct Served {
+    instance: Ordinal,
+    container: ContainerId,
+}
+
 /// Who a request was sent to.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ServedBy {
     release: ReleaseNo,
-    instance: Ordinal,
-    container: ContainerId,
+    /// Nobody for a site.
+    #[serde(flatten)]
+    container: Option<Served>,
 }
 
 impl ServedBy {
     pub(crate) fn new(backend: &crate::backend::Backend) -> Self {
         Self {
             release: backend.release,
-            instance: backend.instance,
-            container: backend.container.clone(),
+            container: Some(Served {
+                instance: backend.instance,
+                container: backend.container.clone(),
+            }),
         }
+    }
+
+    /// The gateway itself, from the files of a Release.
+    pub(crate) fn site(release: ReleaseNo) -> Self {
+        Self { release, container: None }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::backend::{Backend, Claim, Hint, Hints};
 use crate::ledger::AppCounters;
 use crate::park::{Park, Place};
 use crate::rules::Carried;
+use crate::site::Site;
 use crate::split::Shares;
 use crate::sticky;
 
@@ -27,6 +28,8 @@ const TRIAL_PACE: (Duration, Duration) = (Duration::from_millis(2), Duration::fr
 #[derive(Default)]
 pub(crate) struct View {
     pub(crate) shares: Shares,
+    /// What answers in the place of Backends.
+    pub(crate) site: Option<Arc<Site>>,
     /// Under which its hosts have paths, the longest first, without trailing slash.
     pub(crate) prefixes: Vec<Box<str>>,
     pub(crate) park: ParkPolicy,
@@ -42,6 +45,14 @@ pub(crate) enum AppState {
     Running,
     Stopped,
     Gone,
+}
+
+/// Who answers a request.
+pub(crate) enum Granted {
+    /// A Backend.
+    Claim(Claim),
+    /// The gateway itself, from files.
+    Site(Arc<Site>),
 }
 
 /// An App.
@@ -85,13 +96,13 @@ impl App {
     /// the view before knew. Called by one at a time.
     pub(crate) fn set_view(&self, view: View, backends: Vec<Arc<Backend>>) -> Vec<Arc<Backend>> {
         let running = view.state == AppState::Running;
-        let usable = view.shares.any_usable();
+        let (usable, site) = (view.shares.any_usable(), view.site.is_some());
         self.view.store(Arc::new(view));
         let before = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *known, backends.clone())
         };
-        if !running {
+        if !running || site {
             self.park.all_look();
         } else if usable {
             self.park.backend_came();
@@ -147,14 +158,27 @@ impl App {
         Some(sticky::keep(release, age, prefix.unwrap_or_default(), tls))
     }
 
-    /// A claim on a Backend, after waiting for one if need be.
+    /// The site that answers now, of an App that is one. Its requests need no claim.
+    ///
+    /// # Errors
+    /// Why it answers none.
+    pub(crate) fn site(&self) -> Result<Option<Arc<Site>>, FailReason> {
+        let view = self.view.load();
+        match &view.site {
+            None => Ok(None),
+            Some(site) => check(view.state).map(|()| Some(site.clone())),
+        }
+    }
+
+    /// A claim on a Backend, after waiting for one if need be; or the site that has come in the
+    /// meantime.
     ///
     /// A request whose Backend refused it comes here again, until its deadline.
     pub(crate) async fn claim(
         &self,
         wait: &mut Wait,
         carried: &Carried<'_>,
-    ) -> Result<Claim, FailReason> {
+    ) -> Result<Granted, FailReason> {
         if wait.tries > 0 && Instant::now() >= wait.deadline {
             return Err(FailReason::ParkTimeout);
         }
@@ -164,7 +188,7 @@ impl App {
             let view = self.view.load();
             check(view.state)?;
             if let Some(claim) = view.shares.claim(carried, wait.met) {
-                return Ok(claim);
+                return Ok(Granted::Claim(claim));
             }
         }
         let began = Instant::now();
@@ -178,13 +202,13 @@ impl App {
         wait: &Wait,
         carried: &Carried<'_>,
         now: Instant,
-    ) -> Result<Claim, FailReason> {
+    ) -> Result<Granted, FailReason> {
         let place = match self.enter_queue(wait, now) {
             Ok(place) => place,
             // Passing those who wait is better than being refused while there is a Backend.
             Err(FailReason::ParkFull) => {
                 let claim = self.view.load().shares.claim(carried, wait.met);
-                return claim.ok_or(FailReason::ParkFull);
+                return claim.map(Granted::Claim).ok_or(FailReason::ParkFull);
             }
             Err(reason) => return Err(reason),
         };
@@ -194,9 +218,13 @@ impl App {
                 .map_err(|_| FailReason::ParkTimeout)?;
             let view = self.view.load();
             check(view.state)?;
+            if let Some(site) = &view.site {
+                self.park.gap_ended();
+                return Ok(Granted::Site(site.clone()));
+            }
             if let Some(claim) = view.shares.claim(carried, wait.met) {
                 self.park.gap_ended();
-                return Ok(claim);
+                return Ok(Granted::Claim(claim));
             }
         }
     }

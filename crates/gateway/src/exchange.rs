@@ -13,9 +13,11 @@ use crate::app::App;
 use crate::backend::Claim;
 use crate::config::Limits;
 use crate::gateway::{Phase, Shared};
-use crate::ledger::Outcome;
+use crate::ledger::{Outcome, ReleaseCounters};
+use crate::site::Edition;
 use crate::upload::UploadWatch;
 use crate::upstream::Line;
+use stead_core::ids::ReleaseNo;
 use stead_core::routes::FailReason;
 
 /// A request.
@@ -26,7 +28,9 @@ pub(crate) struct Exchange {
     arrived: Instant,
     upload: Option<Arc<UploadWatch>>,
     claim: Option<Claim>,
-    /// When it was given to the Backend of its claim.
+    /// The Release of a site that answers it.
+    site: Option<(ReleaseNo, Arc<ReleaseCounters>)>,
+    /// When it was given to the Backend of its claim, or to the site.
     sent: Option<Instant>,
     settled: bool,
 }
@@ -48,6 +52,7 @@ impl Exchange {
             arrived,
             upload,
             claim: None,
+            site: None,
             sent: None,
             settled: false,
         })
@@ -90,6 +95,23 @@ impl Exchange {
         }
     }
 
+    /// A Release of a site answers it.
+    pub(crate) fn served_by(&mut self, edition: &Edition) {
+        edition.counters.sent(!self.record.parked.is_zero());
+        self.site = Some((edition.release, edition.counters.clone()));
+        self.sent = Some(Instant::now());
+    }
+
+    /// The counters of whoever it was given to.
+    fn counters(&self) -> Option<&ReleaseCounters> {
+        self.sent?;
+        match (&self.claim, &self.site) {
+            (Some(claim), _) => Some(&claim.backend().counters),
+            (None, Some((_, counters))) => Some(counters),
+            (None, None) => None,
+        }
+    }
+
     /// It came back unsent: the claim is given back.
     pub(crate) fn moved(&mut self) {
         if let Some(claim) = self.claim.take()
@@ -103,9 +125,15 @@ impl Exchange {
     pub(crate) fn answered(&mut self, status: StatusCode) {
         self.record.status = status.as_u16();
         self.record.answered = Some(self.arrived.elapsed());
-        if let (Some(claim), Some(sent)) = (&self.claim, self.sent) {
-            claim.backend().counters.answered(status, sent.elapsed());
+        if let (Some(counters), Some(sent)) = (self.counters(), self.sent) {
+            counters.answered(status, sent.elapsed());
         }
+    }
+
+    /// The same, of one that a site answers.
+    pub(crate) fn with_status(mut self: Box<Self>, status: StatusCode) -> Box<Self> {
+        self.answered(status);
+        self
     }
 
     /// Bytes of the response were passed on.
@@ -129,16 +157,16 @@ impl Exchange {
 
     fn settle(&mut self, outcome: Outcome) {
         self.settled = true;
-        let release = match (&self.claim, self.sent) {
-            (Some(claim), Some(_)) => Some(claim.backend()),
-            _ => None,
-        };
-        self.app.counters.ended(release.map(|backend| &*backend.counters), outcome);
+        self.app.counters.ended(self.counters(), outcome);
         self.shared.log.write(|| {
             let mut record = self.record.clone();
             record.app = Some(self.app.key.clone());
             record.outcome = Some(outcome);
-            record.served_by = release.map(|backend| ServedBy::new(backend));
+            record.served_by = match (&self.claim, &self.site) {
+                _ if self.sent.is_none() => None,
+                (Some(claim), _) => Some(ServedBy::new(claim.backend())),
+                (None, site) => site.as_ref().map(|(release, _)| ServedBy::site(*release)),
+            };
             record.bytes_in = self.upload.as_ref().map_or(0, |upload| upload.bytes());
             record.total = self.arrived.elapsed();
             record

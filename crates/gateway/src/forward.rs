@@ -17,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use stead_core::routes::{FailReason, Protocol, normal_host};
 
 use crate::access_log::Record;
+use crate::app::Granted;
 use crate::exchange::Exchange;
 use crate::gateway::Phase;
 use crate::headers;
@@ -25,6 +26,7 @@ use crate::listen::Client;
 use crate::refuse;
 use crate::reply::{AppBody, Download, Reply};
 use crate::rules::Carried;
+use crate::site::{self, Ask, Site};
 use crate::table::Unrouted;
 use crate::upload::Upload;
 use crate::upstream::{Answer, Line, SendError};
@@ -97,6 +99,14 @@ async fn route(client: &Arc<Client>, mut request: Request<Incoming>) -> Response
         return fail(exchange, FailReason::BodyTooLarge);
     }
 
+    match exchange.app().site() {
+        Ok(None) => {}
+        Ok(Some(site)) => {
+            let http::request::Parts { method, uri, headers, .. } = &parts;
+            return site::respond(exchange, &site, &Ask { method, uri, headers }).await;
+        }
+        Err(reason) => return fail(exchange, reason),
+    }
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::set_forwarded(&mut parts.headers, &client.addr_text, &host, client.tls);
     parts.headers.remove(header::EXPECT); // answered by us when the body is asked for
@@ -110,6 +120,10 @@ async fn route(client: &Arc<Client>, mut request: Request<Incoming>) -> Response
     let answer = match send(&mut exchange, request, &host, held, client.tls).await {
         Ok(answer) => answer,
         Err(Failure::Reason(reason)) => return fail(exchange, reason),
+        Err(Failure::Site(site, request)) => {
+            let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+            return site::respond(exchange, &site, &Ask { method, uri, headers }).await;
+        }
         Err(Failure::ClientGone) => {
             exchange.end(Outcome::ClientAborted, None);
             return refuse::plain(StatusCode::BAD_REQUEST, "The request body broke off.");
@@ -120,6 +134,8 @@ async fn route(client: &Arc<Client>, mut request: Request<Incoming>) -> Response
 
 enum Failure {
     Reason(FailReason),
+    /// The App is a site, and that has come only now.
+    Site(Arc<Site>, Box<Request<Upload>>),
     ClientGone,
 }
 
@@ -138,7 +154,11 @@ async fn send(
     let mut wait = app.wait(Instant::now(), held, &carried(&request));
     let mut refusals = 0;
     loop {
-        let claim = app.claim(&mut wait, &carried(&request)).await.map_err(Failure::Reason)?;
+        let granted = app.claim(&mut wait, &carried(&request)).await.map_err(Failure::Reason)?;
+        let claim = match granted {
+            Granted::Claim(claim) => claim,
+            Granted::Site(site) => return Err(Failure::Site(site, Box::new(request))),
+        };
         let backend = exchange.claimed(claim, wait.parked, wait.tries).backend().clone();
         let pooled = backend.pool.take(Instant::now());
         let fresh = pooled.is_none();

@@ -229,10 +229,11 @@ impl Gateway {
                 tokio::task::spawn_blocking(move || keep::load(&path)).await.unwrap_or_default()
             }
         };
-        if let Some(routes) = routes
-            && let Err(error) = shared.routes.apply(RouteChange::Table(routes))
-        {
-            tracing::error!(%error, "first route table refused"); // nothing was applied before
+        if let Some(routes) = routes.map(RouteChange::Table) {
+            let _prepared = shared.routes.prepare(&routes).await;
+            if let Err(error) = shared.routes.apply(routes) {
+                tracing::error!(%error, "first route table refused"); // nothing was applied before
+            }
         }
         let tls = if config.https.is_empty() {
             None

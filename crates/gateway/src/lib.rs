@@ -10,7 +10,8 @@
 //! A request's way: `listen` accepts and `wire` and `strict` vet the bytes; `forward`
 //! finds the App in the `table`, gets a claim from the App's `split` (`rules`, `sticky`),
 //! `balance` and `gate`, or waits in its `park`; `upstream` or `h2c` sends it and `reply`
-//! brings the answer back; `exchange` and `ledger` keep the account, `link` reports it.
+//! brings the answer back. An App that is a `site` is answered from its files instead.
+//! `exchange` and `ledger` keep the account, `link` reports it.
 
 mod access_log;
 mod app;
@@ -38,6 +39,7 @@ mod refuse;
 mod reply;
 mod report;
 mod rules;
+mod site;
 mod split;
 mod sticky;
 mod strict;

@@ -82,7 +82,7 @@ async fn talk(
         tokio::select! {
             line = lines.next_line() => {
                 let line = line?.ok_or(std::io::ErrorKind::UnexpectedEof)?;
-                if let Some(asked) = hear(shared, &line) {
+                if let Some(asked) = hear(shared, &line).await {
                     say(&mut write, &ToServe::Report(report(shared))).await?;
                     say(&mut write, &ToServe::Told { asked }).await?;
                     continue;
@@ -130,7 +130,7 @@ async fn next_tick(interval: &mut Option<Interval>) {
 }
 
 /// Does what the control plane says. Gives its question, if it is one.
-fn hear(shared: &Shared, line: &str) -> Option<u64> {
+async fn hear(shared: &Shared, line: &str) -> Option<u64> {
     let change = match serde_json::from_str::<ToGateway>(line) {
         Ok(ToGateway::Tell { asked }) => return Some(asked),
         Ok(message) => message.into_change()?,
@@ -140,6 +140,7 @@ fn hear(shared: &Shared, line: &str) -> Option<u64> {
             return None;
         }
     };
+    let _prepared = shared.routes.prepare(&change).await;
     match shared.routes.apply(change) {
         Ok(generation) => tracing::debug!(%generation, "routes applied"),
         Err(error) => tracing::warn!(%error, "routes not applied"),

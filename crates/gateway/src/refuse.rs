@@ -2,6 +2,7 @@
 
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
+use stead_core::error::Code;
 use stead_core::name::AppKey;
 use stead_core::routes::FailReason;
 
@@ -32,6 +33,7 @@ pub(crate) fn status(reason: FailReason) -> StatusCode {
         }
         FailReason::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
         FailReason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        FailReason::SiteBroken => StatusCode::INTERNAL_SERVER_ERROR,
         FailReason::ParkTimeout
         | FailReason::ParkFull
         | FailReason::WaitTooLong
@@ -57,6 +59,9 @@ pub(crate) fn failed(app: &AppKey, reason: FailReason, retry_after: u64) -> Resp
         }
         FailReason::Stopped => format!("App {app} is stopped. Start it with: stead start"),
         FailReason::Gone => format!("App {app} was deleted."),
+        FailReason::SiteBroken => {
+            format!("The files of app {app} are damaged. Deploy it again. ({})", Code::SiteUnfit)
+        }
         FailReason::Cut => "The gateway is shutting down.".to_owned(),
     };
     let mut response = plain(status(reason), text);

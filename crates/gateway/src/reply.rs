@@ -1,4 +1,4 @@
-//! The response body on its way from the App to the client.
+//! The response body on its way to the client: from an App, from a file, or from us.
 //!
 //! Promises: each frame is passed on as it comes, trailers too; the request's claim is held
 //! until the body ends; and a body that ends is told from one that the App broke off and from
@@ -14,6 +14,7 @@ use stead_core::routes::FailReason;
 
 use crate::exchange::Exchange;
 use crate::ledger::Outcome;
+use crate::site::FileBody;
 use crate::upstream::Line;
 
 /// A response body.
@@ -22,6 +23,8 @@ pub(crate) enum Reply {
     Own(Option<Bytes>),
     /// The App's.
     App(Download),
+    /// A file of a site.
+    File(FileBody),
 }
 
 impl Reply {
@@ -119,6 +122,10 @@ impl Body for Reply {
         match &mut *self {
             Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Self::App(download) => download.poll_frame(cx),
+            Self::File(file) => {
+                let data = ready!(file.poll_data(cx));
+                Poll::Ready(data.map(|data| data.map(Frame::data).map_err(Broken::from)))
+            }
         }
     }
 
@@ -126,6 +133,7 @@ impl Body for Reply {
         match self {
             Self::Own(text) => text.is_none(),
             Self::App(download) => download.incoming.is_end_stream(),
+            Self::File(file) => file.left() == 0,
         }
     }
 
@@ -133,6 +141,7 @@ impl Body for Reply {
         match self {
             Self::Own(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
             Self::App(download) => download.incoming.size_hint(),
+            Self::File(file) => SizeHint::with_exact(file.left()),
         }
     }
 }

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::app::{App, AppState, View};
 use crate::backend::{Backend, Hints};
+use crate::site::{Library, Prepared, Site};
 use crate::split::Shares;
 
 /// Containers that are remembered when they are gone.
@@ -52,6 +53,7 @@ pub(crate) struct Routes {
     /// Whether there is a table.
     loaded: watch::Sender<bool>,
     hints: Hints,
+    library: Library,
 }
 
 #[derive(Default)]
@@ -76,6 +78,7 @@ impl Routes {
             changed: Notify::new(),
             loaded: watch::Sender::new(false),
             hints,
+            library: Library::new(),
         }
     }
 
@@ -103,6 +106,12 @@ impl Routes {
         world.loaded.then(|| world.routes.clone())
     }
 
+    /// Reads what `change` needs of the disk, beside the event loop. To be held until it is in
+    /// force.
+    pub(crate) async fn prepare(&self, change: &RouteChange) -> Prepared {
+        self.library.prepare(change).await
+    }
+
     /// Puts `change` in force.
     pub(crate) fn apply(&self, change: RouteChange) -> Result<Generation, StaleGeneration> {
         let mut world = self.world();
@@ -118,7 +127,7 @@ impl Routes {
             None => world.routes.apps.keys().chain(world.apps.keys()).cloned().collect(),
         };
         for key in &keys {
-            world.renew(key, first, &self.hints);
+            world.renew(key, first, &self.hints, &self.library);
         }
         if one.is_none() || hosts_before != one.as_ref().map(|key| world.hosts(key)) {
             let hosts = HostIndex::build(&world.routes, |key| world.apps[key].clone());
@@ -189,7 +198,7 @@ impl World {
     }
 
     /// Brings one App in line with the routes. Those of the `first` table were there before us.
-    fn renew(&mut self, key: &AppKey, first: bool, hints: &Hints) {
+    fn renew(&mut self, key: &AppKey, first: bool, hints: &Hints, library: &Library) {
         let new = || Arc::new(App::new(key.clone(), hints.clone()));
         let app = self.apps.entry(key.clone()).or_insert_with(new).clone();
         let Some(routes) = self.routes.apps.get(key) else {
@@ -229,6 +238,7 @@ impl World {
         prefixes.sort_by_key(|prefix| std::cmp::Reverse(prefix.len()));
         let view = View {
             shares: Shares::new(&routes.split, slow_start, open.clone()),
+            site: routes.site.as_ref().map(|site| Arc::new(Site::new(site, library, &app.counters))),
             prefixes,
             park: routes.park,
             watched: routes.report_ms.is_some(),

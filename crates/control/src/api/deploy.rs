@@ -55,6 +55,7 @@ pub(super) async fn deploy(
     api.vault.hold(&key, &manifest.secrets)?;
     let (images, here) = tokio::join!(api.resolve(&manifest), api.images_here());
     let images = images?;
+    api.check_site(&manifest, &images).await?;
     let took = clock::now().since(asked);
     let image_here = images.all_in(&here);
     let author = Author { by: caller.name.clone(), message: request.message, asked };
@@ -100,6 +101,7 @@ pub(super) async fn plan(
     }
     let (images, seen) = tokio::join!(api.resolve(&manifest), api.engine.observe(&key));
     let mut images = images?;
+    api.check_site(&manifest, &images).await?;
     images.secrets = secrets;
     let seen = match before {
         Some(_) => seen?,

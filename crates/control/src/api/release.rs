@@ -120,6 +120,10 @@ impl Api {
         {
             app.instances = manifest.instances;
         }
+        self.keeps_its_form(&app, manifest)?;
+        if manifest.site.is_some() {
+            app.instances = 0;
+        }
         let release = Release {
             app: key.clone(),
             number,
@@ -146,6 +150,47 @@ impl Api {
         app.roll_out(number, manifest, change);
         let what = format!("deployed {} as release {number}", manifest.source);
         Ok(Decision { app, beside, release: Some(release), what })
+    }
+
+    /// Refuses to turn what runs into a site, or back: between the two there is no moment at
+    /// which either could answer.
+    fn keeps_its_form(&self, app: &App, manifest: &Manifest) -> Result<(), Problem> {
+        let Some(last) = self.release(&app.key, app.last_release)? else { return Ok(()) };
+        let (was, is) = match (last.settings.site.is_some(), manifest.site.is_some()) {
+            (true, false) => ("a site, and the new release would run", "run"),
+            (false, true) => ("no site, and the new release would be one", "be a site"),
+            _ => return Ok(()),
+        };
+        let hint = format!(
+            "deploy what shall {is} under another name, or delete app {} first",
+            app.key.app
+        );
+        Err(UserError::new(Code::Conflict, format!("app {} is {was}", app.key), hint).into())
+    }
+
+    /// Refuses what can be asked of Instances alone.
+    pub(super) fn has_instances(&self, app: &App) -> Result<(), Problem> {
+        match self.release(&app.key, app.last_release)? {
+            Some(last) if last.settings.site.is_some() => {
+                let what = format!("app {} is a site: it has no instances", app.key);
+                let hint = "the gateway serves it by itself; nothing needs to be scaled";
+                Err(UserError::new(Code::Conflict, what, hint).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether what was resolved is a site, where the manifest says so and the image is here;
+    /// of one that is still to be fetched that is found out later.
+    pub(super) async fn check_site(
+        &self,
+        manifest: &Manifest,
+        images: &Images,
+    ) -> Result<(), Problem> {
+        if let Some(rules) = &manifest.site {
+            self.engine.site(&images.main, rules).await?;
+        }
+        Ok(())
     }
 
     /// A Release; `None` if there is none or it is damaged.

@@ -157,6 +157,7 @@ pub(super) async fn scale(
         return Err(bad("nothing to scale was named".into(), "give `instances`, `remove` or both"));
     }
     api.change(&caller, &path.key()?, if_match, |mut app| {
+        api.has_instances(&app)?;
         let before = app.instances;
         if !remove.is_empty() {
             app.remove(remove, clock::now())?;

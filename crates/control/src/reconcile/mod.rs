@@ -19,6 +19,7 @@
 
 pub(crate) mod board;
 mod pass;
+mod site;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -45,6 +46,7 @@ use crate::store::{Kind, Store, StoreError};
 use crate::traffic::Publisher;
 use board::Board;
 use pass::{Memory, Next};
+pub(crate) use site::Sites;
 
 /// Every App is looked at this often, whatever wake-ups were lost.
 pub(crate) const SCAN: Duration = Duration::from_secs(30);
@@ -62,6 +64,7 @@ pub(crate) struct Reconciler {
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) ledgers: Arc<Ledgers>,
     pub(crate) figures: Arc<Figures>,
+    pub(crate) sites: Sites,
     pub(crate) events: Arc<EventLog>,
     pub(crate) board: Arc<Board>,
     /// Broken invariants seen since the start.
@@ -80,6 +83,7 @@ impl Reconciler {
         let mut changes = self.store.watch();
         let mut hints = self.engine.hints();
         let mut figures = self.figures.wakes();
+        let mut sites = self.sites.wakes();
         let mut loops = Loops::default();
         let first = self.scan(&mut loops);
         let mut release = std::pin::pin!(self.release_when_settled(first));
@@ -101,6 +105,11 @@ impl Reconciler {
                 },
                 Some(key) = hints.next() => {
                     // What the store does not know is nobody's wish.
+                    if let Some(wake) = loops.wakes.get(&key) {
+                        wake.notify_one();
+                    }
+                }
+                Some(key) = sites.recv() => {
                     if let Some(wake) = loops.wakes.get(&key) {
                         wake.notify_one();
                     }

@@ -1,6 +1,7 @@
 //! One pass over one App: load, decide, act, observe, commit what was found.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use stead_core::analysis::Verdict;
@@ -15,6 +16,7 @@ use stead_core::rollout::{Phase, Wanted, advance, wanted};
 use stead_core::time::Time;
 
 use super::board::Snapshot;
+use super::site::Known;
 use super::{PassError, Reconciler};
 use crate::clock;
 use crate::record;
@@ -37,19 +39,27 @@ pub(super) struct Memory {
     /// Releases never change once they are made.
     releases: BTreeMap<ReleaseNo, (ReleaseSpec, Time)>,
     violations: Vec<Violation>,
+    site: Known,
 }
 
 impl Reconciler {
-    pub(super) async fn pass(&self, key: &AppKey, memory: &mut Memory) -> Result<Next, PassError> {
+    pub(super) async fn pass(
+        self: &Arc<Self>,
+        key: &AppKey,
+        memory: &mut Memory,
+    ) -> Result<Next, PassError> {
         loop {
             let Some(stored) = self.store.get::<App>(&key.to_string())? else {
                 self.publisher.route(key, None);
+                self.sites.forget(key);
                 self.board.remove(key);
                 return Ok(Next::Gone);
             };
             let app = &stored.value;
             let releases = self.releases(app, memory)?;
-            let wanted = wanted(app, &releases);
+            let mut wanted = wanted(app, &releases);
+            let made = |number| memory.releases.get(&number).map(|(_, created)| *created);
+            self.locate(&mut wanted, made, &mut memory.site).await?;
             // Before the engine acts: requests are parked, or refused, from the first moment.
             self.publisher.route(key, wanted.routing.clone());
             if let Some(release) = app.target() {
@@ -62,7 +72,8 @@ impl Reconciler {
                 }
                 done => done?,
             }
-            let seen = self.engine.observe(key).await?;
+            let mut seen = self.engine.observe(key).await?;
+            seen.site = self.site_seen(key, &wanted, &memory.site);
             self.check(key, &seen, memory);
             if app.deleted {
                 let left = !seen.instances.is_empty() || seen.generation < app.generation;

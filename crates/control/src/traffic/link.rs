@@ -172,6 +172,7 @@ impl Publisher {
         }
         drop(state);
         tracing::info!(pid, "gateway disconnected");
+        self.news.left();
         self.moved.notify_waiters();
     }
 }

@@ -49,6 +49,8 @@ pub(crate) trait GatewayNews: Send + Sync {
     fn report(&self, pid: u32, report: stead_core::routes::Report);
     /// Requests wait for an App that has no Backend.
     fn parked(&self, app: &AppKey);
+    /// A gateway has said all it will say.
+    fn left(&self);
 }
 
 /// One connection of a gateway.
@@ -224,7 +226,7 @@ impl Publisher {
 
     /// Publishes what is pending of `app` and waits until every gateway that may send requests
     /// has acknowledged it, those included that had to connect again for it.
-    async fn agreed(&self, app: &AppKey) {
+    pub(crate) async fn agreed(&self, app: &AppKey) {
         self.acknowledged(app).await;
         if !self.lock().missed.is_empty() {
             self.everyone_is_here().await;

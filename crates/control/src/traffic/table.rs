@@ -197,7 +197,7 @@ impl Entry {
         Some(AppRoutes {
             hosts: routing.hosts.iter().map(HostRule::whole).collect(),
             backends,
-            site: None,
+            site: routing.site.clone(),
             split: routing.split.clone(),
             slow_start_ms: routing.slow_start.millis(),
             report_ms: routing.trial.then_some(TRIAL_REPORT_MS),
@@ -252,6 +252,7 @@ mod tests {
             slow_start: manifest::Span::ZERO,
             trial: false,
             stopped: false,
+            site: None,
         }
     }
 

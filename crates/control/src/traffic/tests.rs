@@ -20,6 +20,7 @@ struct Deaf;
 impl GatewayNews for Deaf {
     fn report(&self, _: u32, _: Report) {}
     fn parked(&self, _: &AppKey) {}
+    fn left(&self) {}
 }
 
 struct Bench {
@@ -153,6 +154,7 @@ fn routing() -> Routing {
         slow_start: Span::ZERO,
         trial: false,
         stopped: false,
+        site: None,
     }
 }
 

@@ -24,7 +24,7 @@ pub use part::{Part, Slot};
 pub use plan::{RESTART_BACKOFF_CAP, backoff, plan};
 pub use seen::{
     ContainerSeen, ContainerState, Exit, FleetSeen, Health, HookSeen, ImageSeen, InstanceSeen,
-    MemorySeen, SandboxSeen, TrafficState, Trouble,
+    MemorySeen, SandboxSeen, SiteSeen, TrafficState, Trouble,
 };
 pub use step::{HookName, Plan, Step, StopCause};
 pub use way::{Fallback, Remake, Way};
@@ -57,6 +57,11 @@ impl ReleaseSpec {
         let sidecars = self.settings.sidecars.iter();
         std::iter::once(Part::Main)
             .chain(sidecars.map(|sidecar| Part::Sidecar(sidecar.name.to_string())))
+    }
+
+    /// Whether the gateway serves it from files and nothing runs.
+    pub fn is_site(&self) -> bool {
+        self.settings.site.is_some()
     }
 
     /// The image of a part, and the reference it is pulled by. `None` where there is no such

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::{HookName, JvmSeen, Part, Revision, Slot};
 use crate::error::UserError;
-use crate::ids::{ContainerId, Digest, Generation, Ordinal, SandboxId};
+use crate::ids::{ContainerId, Digest, Generation, Ordinal, ReleaseNo, SandboxId};
 use crate::time::Time;
 
 /// One App as its engine sees it.
@@ -26,6 +26,25 @@ pub struct FleetSeen {
     /// The Java virtual machine of the newest Container, where its program is one.
     #[serde(default)]
     pub jvm: Option<JvmSeen>,
+    /// Which files the gateways serve, of an App that is a site. No engine sees that: it is
+    /// added by whoever talks to the gateways.
+    #[serde(default)]
+    pub site: Option<SiteSeen>,
+}
+
+/// A site, as far as gateways have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SiteSeen {
+    /// Every gateway serves this Release, and no other.
+    Served(ReleaseNo),
+    /// This Release cannot be served.
+    Unfit {
+        /// The Release.
+        release: ReleaseNo,
+        /// Why.
+        error: UserError,
+    },
 }
 
 /// The memory of the machine that holds the Instances.

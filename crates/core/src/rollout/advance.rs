@@ -6,7 +6,8 @@ use crate::analysis::Verdict;
 use crate::app::App;
 use crate::error::{Code, UserError};
 use crate::fleet::{
-    ContainerState, Exit, Fleet, FleetSeen, ImageSeen, InstanceSeen, Part, Revision,
+    ContainerState, Exit, Fleet, FleetSeen, ImageSeen, InstanceSeen, Part, ReleaseSpec, Revision,
+    SiteSeen,
 };
 use crate::ids::Ordinal;
 use crate::manifest::{self, Pause};
@@ -51,6 +52,11 @@ pub fn advance(
     let one = Journey { rollout, fleet, seen, now };
     match &rollout.phase {
         Phase::Pulling => one.pulling(),
+        Phase::Progressing { since, .. } | Phase::Undoing { since, .. }
+            if one.is_site() && !app.stopped =>
+        {
+            one.site(*since)
+        }
         // Without Instances nothing can be learnt of the new Revision.
         Phase::Progressing { .. } | Phase::Undoing { .. }
             if app.stopped || fleet.instances == 0 =>
@@ -144,6 +150,49 @@ impl Journey<'_> {
             return go(self.fail(timed_out(self.rollout)), "no progress in time");
         }
         stay(Some(deadline), format!("{ready} of {wanted} instances done"))
+    }
+
+    fn is_site(&self) -> bool {
+        let spec = self.fleet.releases.get(&self.rollout.to.release);
+        spec.is_some_and(ReleaseSpec::is_site)
+    }
+
+    /// A site has no Instances that could change: it has changed once every gateway serves what
+    /// is wanted, which is known to be whole before any does.
+    fn site(&self, since: Time) -> Advance {
+        if self.seen.generation < self.fleet.generation {
+            return stay(None, "the engine has not taken it up yet");
+        }
+        let wanted = self.fleet.heading.map(|heading| heading.release);
+        let undone = match &self.rollout.phase {
+            Phase::Undoing { why, .. } => Some(why.clone()),
+            _ => None,
+        };
+        let fail = |why: UserError| match &undone {
+            Some(first) => self.rollout.hold(first.clone(), self.now),
+            None => self.fail(why),
+        };
+        match &self.seen.site {
+            Some(SiteSeen::Served(release)) if Some(*release) == wanted => {
+                let at = self.now;
+                return match undone {
+                    Some(why) => go(Phase::Undone { at, why }, "the old release is served again"),
+                    None => go(Phase::Done { at }, "every gateway serves the new release"),
+                };
+            }
+            Some(SiteSeen::Unfit { release, error }) if Some(*release) == wanted => {
+                return go(fail(error.clone()), "the site cannot be served");
+            }
+            _ => {}
+        }
+        if let Some(why) = self.pull_failure().filter(|_| undone.is_none()) {
+            return go(fail(why), "the image cannot be fetched");
+        }
+        let deadline = since + self.rollout.deadline;
+        if deadline <= self.now {
+            return go(fail(timed_out(self.rollout)), "no progress in time");
+        }
+        stay(Some(deadline), "not every gateway serves it yet")
     }
 
     /// Every Instance had come to run the new Release; at the end of the watch all must.

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 pub use advance::{Advance, START_ATTEMPTS, advance};
 pub use stage::{Stage, stages};
-pub use wanted::{Routing, Wanted, wanted};
+pub use wanted::{Routing, Wanted, WantedSite, wanted};
 
 use crate::error::UserError;
 use crate::fleet::{Lineup, Revision};

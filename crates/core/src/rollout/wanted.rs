@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::stage::stage_before_last;
 use super::{Phase, Rollout};
 use crate::app::App;
-use crate::fleet::{Fleet, ReleaseSpec};
+use crate::fleet::{Fleet, ReleaseSpec, Revision};
 use crate::ids::{Ordinal, ReleaseNo};
 use crate::manifest::{Http, Park, Span};
+use crate::routes::site::SiteRoute;
 use crate::routes::{Rule, Split, Sticky, Weight};
 
 /// What the gateway shall do with an App's requests, apart from which Backends there are.
@@ -30,6 +31,9 @@ pub struct Routing {
     pub trial: bool,
     /// A person stopped the App: requests get a 503 that says so, at once.
     pub stopped: bool,
+    /// The files that answer, of an App that is a site. [`wanted`] leaves it empty: where they
+    /// lie is known to the engine, of those that [`Wanted::site`] names.
+    pub site: Option<SiteRoute>,
 }
 
 /// What follows from an App's state. Both parts carry the App's generation.
@@ -39,6 +43,17 @@ pub struct Wanted {
     pub fleet: Fleet,
     /// For the gateway; `None` when the App shall be reachable no more.
     pub routing: Option<Routing>,
+    /// Which files answer, of an App that is a site.
+    pub site: Option<WantedSite>,
+}
+
+/// Which Releases of a site are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WantedSite {
+    /// What requests get.
+    pub now: ReleaseNo,
+    /// Where pages come from that clients may still have open.
+    pub before: Option<ReleaseNo>,
 }
 
 /// What `app` wants now. `releases` holds at least those that [`App::releases_needed`] names.
@@ -52,7 +67,8 @@ pub fn wanted(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Wanted 
     let rules = heading
         .and_then(|heading| releases.get(&heading.release))
         .map(|spec| &spec.settings.rollout);
-    let size = if app.stopped || app.deleted { 0 } else { app.instances };
+    let site = site(app, releases, heading);
+    let size = if app.stopped || app.deleted || site.is_some() { 0 } else { app.instances };
     let needed = app.releases_needed();
     let fleet = Fleet {
         app: app.key.clone(),
@@ -98,9 +114,26 @@ pub fn wanted(app: &App, releases: &BTreeMap<ReleaseNo, ReleaseSpec>) -> Wanted 
                     .active()
                     .is_some_and(|r| r.is_trial() && rules.is_some_and(|r| r.analysis.is_on())),
                 stopped: app.stopped,
+                site: None,
             }
         });
-    Wanted { fleet, routing }
+    Wanted { fleet, routing, site: site.filter(|_| !app.deleted) }
+}
+
+/// The Releases that are served, if `heading` is a site: what the App is going to, since there
+/// are no Instances that could change one after the other.
+fn site(
+    app: &App,
+    releases: &BTreeMap<ReleaseNo, ReleaseSpec>,
+    heading: Option<Revision>,
+) -> Option<WantedSite> {
+    let now = heading?.release;
+    releases.get(&now)?.settings.site.as_ref()?;
+    let from = app.active().and_then(|rollout| rollout.from.as_ref());
+    let earlier = [from.map(|from| from.base.release), app.before];
+    let is_site = |release: &ReleaseNo| releases.get(release).is_some_and(ReleaseSpec::is_site);
+    let before = earlier.into_iter().flatten().find(|release| *release != now && is_site(release));
+    Some(WantedSite { now, before })
 }
 
 /// How the requests are shared out: as the batch asks that is under way or was last through.

@@ -246,6 +246,8 @@ reasons! {
     Stopped = "stopped", Stead;
     /// The App was deleted while the request waited.
     Gone = "gone", Stead;
+    /// The files of the App, which is a site, are damaged on the machine.
+    SiteBroken = "site_broken", Stead;
     /// The gateway ended before the request did.
     Cut = "cut", Stead;
 }

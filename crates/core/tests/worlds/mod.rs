@@ -116,6 +116,7 @@ pub fn settled(fleet: &Fleet) -> FleetSeen {
         instances: fleet.ordinals().chain(fleet.surplus()).filter_map(instance).collect(),
         memory: None,
         jvm: None,
+        site: None,
     }
 }
 
@@ -335,6 +336,7 @@ pub fn some_world() -> impl Strategy<Value = (Fleet, FleetSeen)> {
                     instances,
                     memory: memory.map(|(free, pressed)| MemorySeen { free: free << 20, pressed }),
                     jvm: None,
+                    site: None,
                 };
                 (fleet, seen)
             },

@@ -19,6 +19,7 @@ mod model;
 mod pulls;
 mod recover;
 mod serving;
+mod site;
 mod spec;
 mod worker;
 
@@ -41,6 +42,7 @@ use stead_core::error::{Code, UserError};
 use stead_core::event::Events;
 use stead_core::fleet::{Fleet, FleetSeen};
 use stead_core::ids::{Digest, Ordinal};
+use stead_core::manifest::Site;
 use stead_core::name::AppKey;
 use stead_core::registry::{Login, RegistryChecked, RegistryHost};
 use stead_core::time::Micros;
@@ -278,6 +280,12 @@ impl Engine for NodeEngine {
 
     fn pulls(&self) -> Vec<PullSeen> {
         self.shared.pulls.all()
+    }
+
+    async fn site(&self, image: &Digest, rules: &Site) -> Result<Option<PathBuf>, EngineError> {
+        let Some(image) = self.shared.images.get(image) else { return Ok(None) };
+        let rules = rules.clone();
+        Ok(blocking(move || site::check(&image, &rules)).await?.map(Some)?)
     }
 
     async fn images(&self) -> Result<Vec<ImageInfo>, EngineError> {

@@ -8,6 +8,7 @@ mod limits;
 mod marks;
 mod parking;
 mod process;
+mod site;
 mod split;
 mod takeover;
 mod tls;

@@ -179,6 +179,7 @@ impl SiteIndex {
         if self.entries.len() > MAX_ENTRIES {
             return Err(SiteFault::TooMany(self.entries.len()));
         }
+        let mut files = BTreeMap::new();
         for (path, entry) in &self.entries {
             let fault = |what| Err(SiteFault::Entry { path: path.clone(), what });
             if !path.strip_prefix('/').is_some_and(is_inside) {
@@ -186,6 +187,12 @@ impl SiteIndex {
             }
             if !entry.files().all(|file| is_inside(&file.file)) {
                 return fault("names a file outside the site");
+            }
+            // A gateway that has read it for one entry believes so for all.
+            let otherwise =
+                |file| files.insert(&file.file, file).is_some_and(|other: &SiteFile| other != file);
+            if entry.files().any(otherwise) {
+                return fault("describes a file otherwise than another entry");
             }
             let printable = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
             if entry.content_type.is_empty() || !entry.content_type.bytes().all(printable) {

@@ -71,6 +71,13 @@ fn an_index_that_leads_astray_is_refused() {
         let fault = refused(&|index| drop(index.entries.insert(path.to_owned(), entry("x"))));
         assert!(matches!(fault, SiteFault::Entry { .. }), "{path}");
     }
+    // The same file twice, once longer: a part of it would end behind its end.
+    let fault = refused(&|index| {
+        let mut other = index.entries["/index.html"].clone();
+        other.plain.size += 1;
+        index.entries.insert("/other.html".to_owned(), other);
+    });
+    assert!(fault.to_string().contains("otherwise"), "{fault}");
     for kind in ["", "text/html\r\nx: y", "täxt"] {
         let fault = refused(&|index| {
             index.entries.get_mut("/index.html").unwrap().content_type = kind.to_owned();
