@@ -189,9 +189,9 @@ impl SiteIndex {
                 return fault("names a file outside the site");
             }
             // A gateway that has read it for one entry believes so for all.
-            let otherwise =
-                |file| files.insert(&file.file, file).is_some_and(|other: &SiteFile| other != file);
-            if entry.files().any(otherwise) {
+            if entry.files().any(|file| {
+                files.insert(&file.file, file).is_some_and(|other: &SiteFile| other != file)
+            }) {
                 return fault("describes a file otherwise than another entry");
             }
             let printable = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
