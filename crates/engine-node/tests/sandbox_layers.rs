@@ -1,4 +1,4 @@
-//! What the number of layers does to a start. The figures are in decision 0017.
+//! What the number of layers does to a start. The figures are in decision 0020.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 

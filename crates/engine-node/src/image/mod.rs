@@ -47,7 +47,7 @@ pub use unpack::Limits;
 pub use user::{User, resolve_user};
 
 /// The digest of `bytes`.
-fn digest_of(bytes: &[u8]) -> Digest {
+pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
     Digest::from_sha256(sha2::Sha256::digest(bytes).into())
 }
 

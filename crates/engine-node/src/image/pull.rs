@@ -181,7 +181,8 @@ impl Pull<'_> {
             .collect();
         self.progress.plan(&planned);
         let absent = wanted.iter().filter(|w| !self.inner.has_layer(&w.diff_id));
-        self.make_room(absent.map(|w| w.blob.size).sum()).await?;
+        // Sizes are a stranger's: they may add up to anything.
+        self.make_room(absent.fold(0, |sum, w| sum.saturating_add(w.blob.size))).await?;
         // Every unpacking thread holds a sender: when the last is gone, nothing runs any more.
         let (running, mut all_ended) = mpsc::channel::<Infallible>(1);
         let at_once = self.inner.options.layers_at_once.max(1);

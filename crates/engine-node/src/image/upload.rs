@@ -29,6 +29,9 @@ use super::store::{ImageStore, Inner, Room};
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a sender waits for the one before it, which may be gone without a word.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a sender may be silent. One that lost its connection must not keep itself out when
+/// it comes back over another.
+const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 /// Ending of what is not complete.
 const PART: &str = "part";
 const BUFFER: usize = 256 << 10;
@@ -119,7 +122,9 @@ async fn receive(
     let mut file = tokio::fs::File::from_std(file);
     let mut arrived = offset;
     let mut broken = None;
-    while let Some(piece) = bytes.next().await {
+    loop {
+        let next = tokio::time::timeout(SILENCE, bytes.next()).await;
+        let Some(piece) = next.unwrap_or_else(|silent| Some(Err(silent.into()))) else { break };
         match piece {
             Ok(piece) if piece.len() as u64 > size - arrived => {
                 let got = arrived + piece.len() as u64;
@@ -256,4 +261,26 @@ fn remove(path: &std::path::Path) -> io::Result<()> {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("work on uploads does not panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::stream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_sender_makes_way_and_what_it_sent_stays() {
+        let home = tempfile::tempdir_in("/dev/shm").unwrap();
+        let store = ImageStore::open(home.path(), Default::default()).unwrap();
+        let digest = crate::image::digest_of(b"abcd");
+        let part = |offset| UploadPart { digest: digest.clone(), size: 4, offset };
+        let some = |bytes: &'static [u8]| stream::iter([Ok(Bytes::from_static(bytes))]);
+        let silent = some(b"ab").chain(stream::pending()).boxed();
+        let error = store.upload(part(0), silent).await.unwrap_err();
+        assert!(matches!(error, ImageError::UploadBroken { arrived: 2, .. }), "{error}");
+        let view = store.upload(part(2), some(b"cd").boxed()).await.unwrap();
+        assert_eq!(view, UploadView { offset: 4, complete: true });
+    }
 }

@@ -47,8 +47,8 @@ impl Pulls {
 impl Pull {
     fn progress(&self) -> PullProgress {
         PullProgress {
-            bytes: self.layers.values().map(|(done, _)| done).sum(),
-            total: self.layers.values().map(|(_, total)| total).sum(),
+            bytes: self.layers.values().fold(0, |sum, (done, _)| sum.saturating_add(*done)),
+            total: self.layers.values().fold(0, |sum, (_, total)| sum.saturating_add(*total)),
             layers_done: self.done,
             layers: u32::try_from(self.layers.len()).unwrap_or(u32::MAX),
         }

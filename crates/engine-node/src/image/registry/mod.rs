@@ -9,6 +9,7 @@
 
 mod address;
 mod auth;
+mod authorize;
 mod blob;
 mod credentials;
 mod docker;

@@ -4,9 +4,7 @@
 //! redirect; no answer is longer than expected, and none is waited for without end. Does not
 //! know what manifests mean, nor where blobs are kept.
 
-use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE,
-};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::{Client, Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use stead_core::ids::Digest;
@@ -16,30 +14,29 @@ use super::super::error::ImageError;
 use super::super::manifest;
 use super::RegistryOptions;
 use super::address::{Reach, Refused};
-use super::auth::{self, Challenge};
-use super::credentials::{self, Credentials};
+use super::credentials::Credentials;
 use super::incoming::Incoming;
 use super::retry::{self, Failure, Retries};
 
 const MAX_REDIRECTS: u32 = 5;
 /// Largest token response, and most of an error's body that is read, bytes.
-const MAX_ANSWER: u64 = 256 << 10;
+pub(super) const MAX_ANSWER: u64 = 256 << 10;
 
 /// One repository in one registry.
 pub(in super::super) struct Repository {
     pub(super) options: RegistryOptions,
-    client: Client,
+    pub(super) client: Client,
     reach: Reach,
     /// Scheme, host and port of the registry's API.
-    origin: Url,
+    pub(super) origin: Url,
     /// The host as in references; names the registry in messages and credentials.
-    host: RegistryHost,
+    pub(super) host: RegistryHost,
     /// `None` while only the registry as a whole is asked.
-    name: Option<String>,
+    pub(super) name: Option<String>,
     /// What it is told about who asks; `None`: what is found when it wants to know.
-    login: Option<Credentials>,
+    pub(super) login: Option<Credentials>,
     /// The `Authorization` last found good.
-    authorization: tokio::sync::Mutex<Option<HeaderValue>>,
+    pub(super) authorization: tokio::sync::Mutex<Option<HeaderValue>>,
 }
 
 impl Repository {
@@ -164,7 +161,12 @@ impl Repository {
         }
     }
 
-    async fn body(&self, response: Response, what: &str, limit: u64) -> Result<Vec<u8>, Failure> {
+    pub(super) async fn body(
+        &self,
+        response: Response,
+        what: &str,
+        limit: u64,
+    ) -> Result<Vec<u8>, Failure> {
         let mut incoming = Incoming::new(response);
         let mut bytes = Vec::new();
         while let Some(chunk) = self.chunk(&mut incoming).await? {
@@ -242,7 +244,11 @@ impl Repository {
     }
 
     /// Sends one request, after checking where it goes.
-    async fn send(&self, url: &Url, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
+    pub(super) async fn send(
+        &self,
+        url: &Url,
+        request: reqwest::RequestBuilder,
+    ) -> Result<Response, Failure> {
         self.reach.check(url).map_err(refused)?;
         match tokio::time::timeout(self.options.stall_timeout, request.send()).await {
             Ok(result) => result.map_err(|error| self.broken(url, &error)),
@@ -270,114 +276,8 @@ impl Repository {
         Ok(url)
     }
 
-    /// Answers a 401 to a request that carried `used`.
-    async fn authorize(
-        &self,
-        used: Option<HeaderValue>,
-        response: Response,
-    ) -> Result<(), Failure> {
-        let mut current = self.authorization.lock().await;
-        if *current != used {
-            // Another request was told the same, and has answered.
-            return Ok(());
-        }
-        let credentials = match (&self.login, &self.name) {
-            (Some(login), _) => Some(login.clone()),
-            (None, Some(_)) => credentials::find(&self.options, &self.host).await?,
-            (None, None) => None,
-        };
-        let challenges = auth::challenges(response.headers());
-        let bearer = challenges.iter().find(|c| matches!(c, Challenge::Bearer { .. }));
-        let value = match (bearer.or(challenges.first()), credentials) {
-            (Some(Challenge::Bearer { realm, service, scope }), credentials) => {
-                let realm: Url = realm.parse().map_err(|_| self.foreign(realm))?;
-                let token =
-                    self.token(realm, service.as_deref(), scope.as_deref(), credentials).await?;
-                format!("Bearer {token}")
-            }
-            (Some(Challenge::Basic), Some(Credentials::Login(login))) => {
-                use base64::Engine as _;
-                let pair = format!("{}:{}", login.user, login.password.expose());
-                format!("Basic {}", base64::prelude::BASE64_STANDARD.encode(pair))
-            }
-            (Some(Challenge::Basic), Some(Credentials::Identity(_))) => {
-                let reason = "it wants a password, and there is only an identity token";
-                return Err(self.denied(reason).into());
-            }
-            (Some(Challenge::Basic), None) => {
-                return Err(self.denied("it wants credentials, and there are none").into());
-            }
-            (None, _) => return Err(self.denied("it says not how to authenticate").into()),
-        };
-        let mut value = HeaderValue::try_from(value)
-            .map_err(|_| self.denied("its token cannot be sent in a header"))?;
-        value.set_sensitive(true);
-        *current = Some(value);
-        Ok(())
-    }
-
-    async fn token(
-        &self,
-        mut realm: Url,
-        service: Option<&str>,
-        scope: Option<&str>,
-        credentials: Option<Credentials>,
-    ) -> Result<String, Failure> {
-        #[derive(Deserialize)]
-        struct Answer {
-            token: Option<String>,
-            access_token: Option<String>,
-        }
-        if !auth::realm_belongs(&self.origin, &realm) {
-            return Err(self.foreign(realm.as_str()).into());
-        }
-        let own_scope = self.name.as_ref().map(|name| format!("repository:{name}:pull"));
-        // The registry as a whole needs none; some name one all the same, and refuse it then.
-        let scope = own_scope.as_deref().map(|own| scope.unwrap_or(own));
-        let wishes = [("service", service), ("scope", scope)];
-        let wishes = wishes.into_iter().filter_map(|(key, value)| Some((key, value?)));
-        let request = match credentials {
-            Some(Credentials::Identity(token)) => {
-                // OAuth 2.0, RFC 6749, section 6; as the distribution project has it.
-                let mut form = realm.clone();
-                let fixed = [("grant_type", "refresh_token"), ("client_id", "stead")];
-                form.query_pairs_mut()
-                    .clear()
-                    .extend_pairs(fixed.into_iter().chain(wishes))
-                    .append_pair("refresh_token", token.expose());
-                let body = form.query().unwrap_or_default().to_owned();
-                let request = self.client.post(realm.clone());
-                request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(body)
-            }
-            credentials => {
-                realm.query_pairs_mut().extend_pairs(wishes);
-                let request = self.client.get(realm.clone());
-                match credentials {
-                    Some(Credentials::Login(Login { user, password })) => {
-                        request.basic_auth(user, Some(password.expose()))
-                    }
-                    _ => request,
-                }
-            }
-        };
-        let response = self.send(&realm, request).await?;
-        let status = response.status();
-        if status.is_redirection() {
-            let reason = "it would take the credentials elsewhere".into();
-            return Err(ImageError::BadRedirect { registry: self.host.to_string(), reason }.into());
-        }
-        if !status.is_success() {
-            return Err(self.failure(realm.path(), response).await);
-        }
-        let body = self.body(response, "token", MAX_ANSWER).await?;
-        let answer: Answer = serde_json::from_slice(&body)
-            .map_err(|_| self.odd("its token service's answer is not the JSON expected"))?;
-        let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
-        Ok(token.ok_or_else(|| self.odd("its token service's answer holds no token"))?)
-    }
-
     /// What an unsuccessful status means.
-    async fn failure(&self, path: &str, response: Response) -> Failure {
+    pub(super) async fn failure(&self, path: &str, response: Response) -> Failure {
         let status = response.status();
         let retry_after = retry::retry_after(response.headers());
         let said = self.error_message(response).await;
@@ -448,16 +348,12 @@ impl Repository {
         Failure::Passing { error, after: None }
     }
 
-    fn denied(&self, reason: &str) -> ImageError {
+    pub(super) fn denied(&self, reason: &str) -> ImageError {
         ImageError::Denied {
             registry: self.host.to_string(),
             repository: self.name().to_owned(),
             reason: reason.to_owned(),
         }
-    }
-
-    fn foreign(&self, realm: &str) -> ImageError {
-        ImageError::ForeignRealm { registry: self.host.to_string(), realm: realm.to_owned() }
     }
 
     pub(super) fn odd(&self, answer: &str) -> ImageError {

@@ -90,18 +90,17 @@ impl Inner {
     fn make_room(&self, bytes: u64, take: bool) -> Result<(), ImageError> {
         let failed = || ImageError::io("room cannot be made in the image store");
         loop {
-            let mut pruned = Pruned::default();
+            let mut state = self.state();
+            let Some(lack) = self.lack(&state, bytes).map_err(failed())? else {
+                state.taken += if take { bytes } else { 0 };
+                return Ok(());
+            };
             let scratch = self.scratch().map_err(failed())?;
-            {
-                let mut state = self.state();
-                let Some(lack) = self.lack(&state, bytes).map_err(failed())? else {
-                    state.taken += if take { bytes } else { 0 };
-                    return Ok(());
-                };
-                if !self.remove_unused(&mut state, scratch.path(), &mut pruned)? {
-                    return Err(ImageError::NoRoom(lack));
-                }
+            let mut pruned = Pruned::default();
+            if !self.remove_unused(&mut state, scratch.path(), &mut pruned)? {
+                return Err(ImageError::NoRoom(lack));
             }
+            drop(state);
             // Deleting takes long and needs no lock, but must be done before the disk is asked
             // again.
             drop(scratch);
@@ -139,16 +138,16 @@ impl Inner {
 
     /// What is missing for `bytes` more; `None` when they fit.
     fn lack(&self, state: &State, bytes: u64) -> io::Result<Option<NoRoom>> {
-        let used = self.used(state)?;
-        if let Some(quota) = self.options.quota
-            && used + bytes > quota
-        {
-            return Ok(Some(NoRoom::Quota { wanted: bytes, used, quota }));
+        if let Some(quota) = self.options.quota {
+            let used = self.used(state)?;
+            if used.saturating_add(bytes) > quota {
+                return Ok(Some(NoRoom::Quota { wanted: bytes, used, quota }));
+            }
         }
         let disk = rustix::fs::statvfs(&self.root)?;
         let (free, size) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
         let reserve = RESERVE.min(size / RESERVE_SHARE);
-        let full = free < bytes + reserve;
+        let full = free < bytes.saturating_add(reserve);
         Ok(full.then_some(NoRoom::Disk { wanted: bytes, free, reserve }))
     }
 
