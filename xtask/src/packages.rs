@@ -27,6 +27,8 @@ pub(crate) const FOR_TESTS: &[Package] = &[
     ("/usr/bin/cc", "gcc"),
     ("/usr/bin/curl", "curl"),
     ("/usr/bin/docker-registry", "docker-registry"),
+    ("/usr/bin/javac", "openjdk-17-jdk-headless"),
+    ("/usr/bin/mvn", "maven"),
     ("/usr/bin/node", "nodejs"),
     ("/usr/bin/npm", "npm"),
     ("/usr/bin/pip3", "python3-pip"),

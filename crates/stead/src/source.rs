@@ -1,8 +1,8 @@
 //! What a person hands over: an image reference, or something on this machine.
 //!
 //! Tells them apart without asking anybody, and turns an OCI layout folder into the archive
-//! that the platform takes in. It does not look into archives: the platform refuses what is
-//! no image.
+//! that the platform takes in. It does not look into image archives: the platform refuses what
+//! is no image. What kinds of Packages there are, `package` of the engine knows.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -12,7 +12,9 @@ use bytes::Bytes;
 use futures_util::Stream;
 use http_body_util::StreamBody;
 use hyper::body::{Body, Frame};
+use stead_core::api::package::PackageKind;
 use stead_core::error::{Code, UserError};
+use stead_engine_node::package::recognise;
 use tokio::sync::mpsc;
 
 /// Bytes per piece of an upload.
@@ -29,11 +31,14 @@ pub(crate) enum Source {
     Archive(PathBuf),
     /// A folder with an OCI layout.
     Layout(PathBuf),
+    /// What is packed here into layers of an image.
+    Package(PathBuf, PackageKind),
 }
 
 /// What works, for the hints of errors.
-const WORKS: &str = "what works: an image reference, an OCI archive or layout, or the output of \
-                     `docker save`";
+const WORKS: &str = "what works: an image reference, an OCI archive or layout, the output of \
+                     `docker save`, a jar, a war, a program, a folder with an index.html, or a \
+                     Python or Node.js project";
 
 impl Source {
     /// Finds out what `text` names. Relative paths start at `base`.
@@ -55,7 +60,7 @@ impl Source {
         if path.join("oci-layout").is_file() {
             Ok(Self::Layout(path))
         } else if looks_like_path(text) {
-            Err(not_built(format!("{text} is a folder without an OCI layout")))
+            Self::package(text, path, "a folder of which stead can make no app")
         } else {
             // A folder may be called like an image; an image is what is meant more often.
             Ok(Self::Reference(text.to_owned()))
@@ -74,27 +79,30 @@ impl Source {
         let zstd = magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
         if tar || gzip || zstd {
             Ok(Self::Archive(path))
-        } else if magic.starts_with(b"PK\x03\x04") {
-            Err(not_built(format!("{text} is a jar, war or zip: packing these")))
-        } else if magic.starts_with(b"\x7fELF") || magic.starts_with(b"#!") {
-            Err(not_built(format!("{text} is a program: packing these")))
         } else {
-            Err(UserError::new(Code::NotAnImage, format!("{text} is no archive"), WORKS))
+            Self::package(text, path, "neither an image nor a package")
         }
     }
 
-    /// The archive's bytes, read while they are sent. `None` for a reference.
+    fn package(text: &str, path: PathBuf, otherwise: &str) -> Result<Self, UserError> {
+        match recognise(&path)? {
+            Some(kind) => Ok(Self::Package(path, kind)),
+            None => Err(UserError::new(Code::NotAnImage, format!("{text} is {otherwise}"), WORKS)),
+        }
+    }
+
+    /// The image archive's bytes, read while they are sent. `None` for what is none.
     pub(crate) fn archive(
         &self,
     ) -> Option<impl Body<Data = Bytes, Error = io::Error> + Send + 'static> {
         let source = self.clone();
-        let sent = !matches!(self, Self::Reference(_));
-        sent.then(|| StreamBody::new(stream(move |pieces| source.write(pieces))))
+        let sent = matches!(self, Self::Archive(_) | Self::Layout(_));
+        sent.then(|| body(move |pieces| source.write(pieces)))
     }
 
     fn write(&self, pieces: &mut Pieces) -> io::Result<()> {
         match self {
-            Self::Reference(_) => Ok(()),
+            Self::Reference(_) | Self::Package(..) => Ok(()),
             Self::Archive(path) => io::copy(&mut File::open(path)?, pieces).map(drop),
             Self::Layout(path) => pack(path, pieces),
         }
@@ -103,11 +111,8 @@ impl Source {
 
 fn looks_like_path(text: &str) -> bool {
     const ENDINGS: [&str; 6] = [".jar", ".war", ".zip", ".tar", ".tgz", ".tar.gz"];
-    text.starts_with(['.', '/', '~']) || ENDINGS.iter().any(|ending| text.ends_with(ending))
-}
-
-fn not_built(what: String) -> UserError {
-    UserError::new(Code::NotBuilt, format!("{what} is not built yet"), WORKS)
+    let ends = |ending: &&str| text.ends_with(*ending);
+    text.starts_with(['.', '/', '~']) || text.ends_with('/') || ENDINGS.iter().any(ends)
 }
 
 /// Writes the files of a layout as a tar archive. Links are left out: a layout has none.
@@ -129,7 +134,13 @@ fn pack(layout: &Path, pieces: &mut Pieces) -> io::Result<()> {
 
 type Piece = io::Result<Frame<Bytes>>;
 
-/// Runs `write` on a thread of its own and gives what it writes.
+/// What `write` writes, on a thread of its own, as the body of a request.
+pub(crate) fn body(
+    write: impl FnOnce(&mut Pieces) -> io::Result<()> + Send + 'static,
+) -> impl Body<Data = Bytes, Error = io::Error> + Send + 'static {
+    StreamBody::new(stream(write))
+}
+
 fn stream(
     write: impl FnOnce(&mut Pieces) -> io::Result<()> + Send + 'static,
 ) -> impl Stream<Item = Piece> + Send + 'static {
@@ -148,7 +159,7 @@ fn stream(
 }
 
 /// Cuts what is written into pieces and waits while the network is slower.
-struct Pieces {
+pub(crate) struct Pieces {
     sender: mpsc::Sender<Piece>,
     buffer: Vec<u8>,
 }
@@ -184,18 +195,22 @@ mod tests {
     fn a_source_is_told_by_what_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
-        write("app.jar", b"PK\x03\x04rest");
+        write("app.jar", b"PK\x03\x04 cut off");
         write("server", b"\x7fELFrest");
         write("save.tar.gz", &[0x1f, 0x8b, 8, 0]);
         write("notes.txt", b"hello");
+        fs::create_dir(dir.path().join("empty")).unwrap();
         fs::create_dir(dir.path().join("dist")).unwrap();
+        write("dist/index.html", b"<p>");
         fs::create_dir(dir.path().join("nginx")).unwrap();
         let find = |text: &str| Source::find(text, dir.path());
         let code = |text: &str| find(text).unwrap_err().code;
 
-        assert_eq!(code("app.jar"), Code::NotBuilt);
-        assert_eq!(code("./server"), Code::NotBuilt);
-        assert_eq!(code("./dist"), Code::NotBuilt);
+        let package = |name: &str, kind| Ok(Source::Package(dir.path().join(name), kind));
+        assert_eq!(code("app.jar"), Code::PackageRefused);
+        assert_eq!(find("server"), package("server", PackageKind::Program));
+        assert_eq!(find("dist/"), package("dist/", PackageKind::Site));
+        assert_eq!(code("./empty"), Code::NotAnImage);
         assert_eq!(code("notes.txt"), Code::NotAnImage);
         assert_eq!(code("./gone.tar"), Code::NotAnImage);
         assert_eq!(code("gone.jar"), Code::NotAnImage);

@@ -35,6 +35,26 @@ pub enum PackageKind {
     Node,
 }
 
+impl PackageKind {
+    /// As written everywhere.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Jar => "jar",
+            Self::War => "war",
+            Self::Program => "program",
+            Self::Site => "site",
+            Self::Python => "python",
+            Self::Node => "node",
+        }
+    }
+}
+
+impl fmt::Display for PackageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
 /// The label of a composed image that says what [`PackageKind`] it was made from.
 pub const KIND_LABEL: &str = "io.stead.package.kind";
 
@@ -294,6 +314,13 @@ pub struct BaseView {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kinds_travel_as_their_word() {
+        for kind in [PackageKind::Jar, PackageKind::Site, PackageKind::Node] {
+            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));
+        }
+    }
 
     #[test]
     fn base_names_are_read_as_they_are_written() {

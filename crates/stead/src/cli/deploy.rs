@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use stead_core::api::package::PackageKind;
 use stead_core::api::{Accepted, DeployRequest};
+use stead_core::engine::ImageInfo;
 use stead_core::error::{Code, UserError};
 use stead_core::manifest::{FileSource, Http, Manifest, Port, Problems, parse};
 use stead_core::name::AppName;
@@ -15,6 +17,7 @@ use super::follow::{self, Aim, Wait};
 use super::rollout_flags::RolloutFlags;
 use super::{Context, app_path, image, plan};
 use crate::source::Source;
+use crate::upload::Package;
 
 /// The manifest that is read where nothing else is named.
 const DEFAULT_MANIFEST: &str = "app.yaml";
@@ -23,9 +26,10 @@ const LARGEST_FILE: u64 = 1 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct Deploy {
-    /// Image reference, OCI archive or layout, or output of `docker save`
+    /// Image reference, OCI archive or layout, output of `docker save`, jar, war, program, folder
+    /// with an index.html, Python or Node.js project
     source: Option<String>,
-    /// Name of the App [default: the manifest's, or the image's last part]
+    /// Name of the App [default: the manifest's, or the last part of SOURCE]
     #[arg(long, value_name = "NAME")]
     app: Option<AppName>,
     /// The manifest [default: ./app.yaml, if there is one and no SOURCE]
@@ -54,9 +58,23 @@ pub(super) struct Deploy {
 
 pub(super) async fn run(context: &Context, args: Deploy) -> Result<()> {
     let (mut manifest, source) = intent(context, &args)?;
-    // Also for a plan: which image it is says what has to change.
-    if let Some(source) = source {
-        manifest.source = take_in(context, &source, &manifest.app).await?;
+    match source {
+        Source::Reference(_) => {}
+        Source::Package(path, _) => {
+            let client = &context.client;
+            let package = Package::pack(client, context.output, &path, &manifest).await?;
+            if args.plan {
+                return plan::of_package(context, &package, manifest).await;
+            }
+            let image = package.send(client, context.output).await?;
+            manifest.source = with_digest(&image, &manifest.app);
+        }
+        // Also for a plan: which image it is says what has to change.
+        source @ (Source::Archive(_) | Source::Layout(_)) => {
+            context.output.say("sending the image")?;
+            let image = image::import(context, &source, None).await?;
+            manifest.source = with_digest(&image, &manifest.app);
+        }
     }
     if args.plan {
         return plan::show(context, manifest).await;
@@ -67,18 +85,16 @@ pub(super) async fn run(context: &Context, args: Deploy) -> Result<()> {
     follow::rollout(context, accepted, &args.wait, Aim::Forward).await
 }
 
-/// Sends a file or folder to the platform; gives the reference that names it there.
-async fn take_in(context: &Context, source: &Source, app: &AppName) -> Result<String> {
-    context.output.say("sending the image")?;
-    let image = image::import(context, source, None).await?;
+/// The reference of an image that the platform has. With its digest, so that no registry is
+/// asked for it.
+pub(super) fn with_digest(image: &ImageInfo, app: &AppName) -> String {
     let name = image.names.first().map_or_else(|| format!("imported/{app}"), Clone::clone);
-    // With its digest, so that no registry is asked for it.
-    let name = name.split('@').next().unwrap_or_default().to_owned();
-    Ok(format!("{name}@{}", image.digest))
+    let name = name.split('@').next().unwrap_or_default();
+    format!("{name}@{}", image.digest)
 }
 
-/// The manifest with everything the command line says, and what has to be sent first.
-fn intent(context: &Context, args: &Deploy) -> Result<(Manifest, Option<Source>)> {
+/// The manifest with everything the command line says, and what its source is.
+fn intent(context: &Context, args: &Deploy) -> Result<(Manifest, Source)> {
     let file = match (&args.file, &args.source) {
         (Some(file), _) => Some(file.clone()),
         (None, None) if Path::new(DEFAULT_MANIFEST).is_file() => Some(DEFAULT_MANIFEST.into()),
@@ -112,15 +128,15 @@ fn intent(context: &Context, args: &Deploy) -> Result<(Manifest, Option<Source>)
         None => folder,
     };
     overlay(&mut manifest, context, args);
+    let source = Source::find(&manifest.source, &base)?;
+    if matches!(source, Source::Package(_, PackageKind::Site)) {
+        manifest.site.get_or_insert_default();
+    }
     // What flags and manifest ask for together; each alone was checked when it was read.
     let list = manifest.problems();
     if !list.is_empty() {
         return Err(Problems { origin: "deploy".to_owned(), list }.into());
     }
-    let source = match Source::find(&manifest.source, &base)? {
-        Source::Reference(_) => None,
-        source => Some(source),
-    };
     Ok((manifest, source))
 }
 
@@ -176,11 +192,24 @@ fn small_text(path: &Path, what: &str) -> Result<String, UserError> {
     })
 }
 
-/// The App's name where nobody gave one: the last part of the source, without tag or ending.
+/// The App's name where nobody gave one: the last part of the source, without tag or ending, and
+/// for a package without its version.
 fn name_of(source: &str) -> Result<AppName, UserError> {
-    let last = source.split('@').next().unwrap_or_default().trim_end_matches('/');
-    let last = last.rsplit('/').next().unwrap_or_default();
+    let path = fs::canonicalize(source).ok();
+    let last = match path.as_deref().and_then(Path::file_name) {
+        Some(name) => name.to_string_lossy().into_owned(),
+        None => {
+            let last = source.split('@').next().unwrap_or_default().trim_end_matches('/');
+            last.rsplit('/').next().unwrap_or_default().to_owned()
+        }
+    };
     let stem = last.split([':', '.']).next().unwrap_or_default();
+    let jar = [".jar", ".war"].iter().any(|ending| last.ends_with(ending));
+    // As Maven and Gradle write it: pets-1.2-SNAPSHOT.jar.
+    let version = stem
+        .match_indices('-')
+        .find(|(at, _)| jar && stem[at + 1..].starts_with(|letter: char| letter.is_ascii_digit()));
+    let stem = version.map_or(stem, |(at, _)| &stem[..at]);
     AppName::new(stem.to_ascii_lowercase().replace('_', "-")).map_err(|_| {
         UserError::new(
             Code::BadRequest,
@@ -213,7 +242,7 @@ mod tests {
         }
     }
 
-    fn intended(line: &[&str]) -> (Manifest, Option<Source>) {
+    fn intended(line: &[&str]) -> (Manifest, Source) {
         let args = Line::parse_from([&["deploy"], line].concat()).deploy;
         intent(&context(), &args).unwrap()
     }
@@ -225,6 +254,11 @@ mod tests {
             ("127.0.0.1:5000/team/Web_App:1.2", "web-app"),
             ("registry.example/web@sha256:00", "web"),
             ("./out/hello.tar.gz", "hello"),
+            ("registry.example/web-2", "web-2"),
+            ("target/pet-store-1.2.3-SNAPSHOT.jar", "pet-store"),
+            ("v2.war", "v2"),
+            ("/usr/share/", "share"),
+            ("/usr/share/../bin", "bin"),
         ] {
             assert_eq!(name_of(source).unwrap().as_str(), name);
         }
@@ -255,7 +289,7 @@ mod tests {
             "--app",
             "other",
         ]);
-        assert!(source.is_none());
+        assert_eq!(source, Source::Reference("web:2".into()));
         assert_eq!(manifest.key().to_string(), "team/other");
         assert_eq!((manifest.source.as_str(), manifest.instances), ("web:2", 3));
         assert_eq!(manifest.http_port(&[]), Some(81));
@@ -266,6 +300,15 @@ mod tests {
             let content = files.values().next().unwrap();
             assert_eq!(*content, FileSource::Content { content: "a = 1\n".into() });
         }
+    }
+
+    #[test]
+    fn a_folder_with_a_page_is_a_site() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("index.html"), "<p>").unwrap();
+        let (manifest, source) = intended(&[dir.path().to_str().unwrap(), "--app", "pages"]);
+        assert!(manifest.site.is_some());
+        assert_eq!(source, Source::Package(dir.path().to_owned(), PackageKind::Site));
     }
 
     #[test]

@@ -2,20 +2,86 @@
 //! as the platform that would do it says. Changes nothing.
 
 use anyhow::Result;
+use serde::Serialize;
 use serde_json::Value;
 use stead_core::api::{BatchPlan, ChangePlan, DeployRequest, PlanView};
 use stead_core::fleet::Part;
 use stead_core::manifest::{Effect, FieldChange, Manifest, Pause};
 
+use super::deploy::with_digest;
 use super::{Context, app_path};
 use crate::output::Table;
 use crate::output::human::{self, or_dash};
+use crate::upload::{Package, PackageView};
 
 pub(super) async fn show(context: &Context, manifest: Manifest) -> Result<()> {
+    let plan = ask(context, manifest).await?;
+    context.output.show(&plan, |plan| format!("{}\n\nNothing was changed.", text(plan)))
+}
+
+async fn ask(context: &Context, manifest: Manifest) -> Result<PlanView> {
     let path = format!("{}/plan", app_path(&manifest.key()));
     let request = DeployRequest { manifest, message: None };
-    let plan: PlanView = context.client.post(&path, &request).await?;
-    context.output.show(&plan, text)
+    context.client.post(&path, &request).await
+}
+
+/// What a Package consists of, and what would change, as far as that can be said before it is
+/// sent.
+#[derive(Serialize)]
+struct PackagePlan {
+    package: PackageView,
+    /// `None` while the platform lacks a part: which image it makes is not known then.
+    #[serde(flatten)]
+    change: Option<PlanView>,
+}
+
+/// The plan of a Package. Nothing of it is sent.
+pub(super) async fn of_package(
+    context: &Context,
+    package: &Package,
+    mut manifest: Manifest,
+) -> Result<()> {
+    let (view, image) = package.look(&context.client).await?;
+    let change = match image {
+        Some(image) => {
+            manifest.source = with_digest(&image, &manifest.app);
+            Some(ask(context, manifest).await?)
+        }
+        None => None,
+    };
+    let plan = PackagePlan { package: view, change };
+    context.output.show(&plan, |plan| {
+        let mut parts = vec![layers(&plan.package)];
+        match &plan.change {
+            Some(change) => parts.push(text(change)),
+            None => parts.push("A deploy would send this, and make a new image of it.".to_owned()),
+        }
+        parts.push("Nothing was changed.".to_owned());
+        parts.join("\n\n")
+    })
+}
+
+/// Kind, base and layers of a Package.
+fn layers(package: &PackageView) -> String {
+    let mut head = package.kind.to_string();
+    if let Some(base) = &package.base {
+        let made = if package.base_is_here { "" } else { " (not made yet)" };
+        head.push_str(&format!(" on {base}{made}"));
+    }
+    if !package.command.is_empty() {
+        head.push_str(&format!(", runs {}", human::plain(&package.command.join(" "))));
+    }
+    let notes = package.notes.iter().map(|note| format!("\n{}", human::plain(note)));
+    let mut table = Table::new(["LAYER", "SIZE", "DIGEST", "SENT"], "no layers");
+    for layer in &package.layers {
+        table.row([
+            layer.what.clone(),
+            human::bytes(layer.size),
+            layer.diff_id.short().to_owned(),
+            if layer.here { "no, it is there" } else { "yes" }.to_owned(),
+        ]);
+    }
+    format!("{head}{}\n\n{}", notes.collect::<String>(), table.finish())
 }
 
 fn text(PlanView { app, plan }: &PlanView) -> String {
@@ -34,7 +100,6 @@ fn text(PlanView { app, plan }: &PlanView) -> String {
     if !plan.new {
         parts.push(plan.summary());
     }
-    parts.push("Nothing was changed.".to_owned());
     parts.join("\n\n")
 }
 
@@ -112,11 +177,13 @@ fn short(value: Option<&Value>) -> String {
 #[cfg(test)]
 mod tests {
     use stead_core::api::InstancePlan;
+    use stead_core::api::package::PackageKind;
     use stead_core::fleet::{Fallback, Way};
-    use stead_core::ids::Ordinal;
+    use stead_core::ids::{Digest, Ordinal};
     use stead_core::manifest::{diff, parse};
 
     use super::*;
+    use crate::upload::LayerView;
 
     fn manifest(rest: &str) -> Manifest {
         parse(&format!("app: web\nsource: web:1\n{rest}"), "t").unwrap()
@@ -174,6 +241,32 @@ mod tests {
             text.contains("Only sidecars are restarted (log); the app itself is not."),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_package_shows_what_would_be_sent() {
+        let layer = |what: &str, here| LayerView {
+            what: what.to_owned(),
+            diff_id: Digest::from_sha256([7; 32]),
+            size: 3 << 20,
+            here,
+        };
+        let text = layers(&PackageView {
+            kind: PackageKind::Jar,
+            base: Some("java:17".parse().unwrap()),
+            base_is_here: false,
+            layers: vec![layer("dependencies", true), layer("application", false)],
+            command: vec!["java".into(), "-jar".into()],
+            notes: vec!["a note".into()],
+        });
+        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+        assert_eq!(lines[0], "jar on java:17 (not made yet), runs java -jar");
+        assert_eq!(lines[1], "a note");
+        assert!(
+            lines[4].starts_with("dependencies") && lines[4].ends_with("it is there"),
+            "{text}"
+        );
+        assert!(lines[5].contains("3.00 MiB") && lines[5].ends_with("yes"), "{text}");
     }
 
     #[test]

@@ -1,0 +1,340 @@
+//! A Package's way to the platform: cut into layers here, sent as far as it is not there yet,
+//! and made into an image there.
+//!
+//! Promises: a layer that the platform knows is not sent; one that was sent in part goes on
+//! where it stopped, also when the platform was replaced meanwhile; nothing is left on this
+//! machine's disk. Does not know what kinds of Packages there are.
+
+use std::fs::File;
+use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use stead_core::api::package::{
+    BaseName, BaseView, ComposeRequest, Composed, PackageKind, Upload, UploadView,
+};
+use stead_core::engine::ImageInfo;
+use stead_core::error::{Code, UserError};
+use stead_core::ids::Digest;
+use stead_core::manifest::Manifest;
+use stead_engine_node::package::{Pack, PackError, PackOptions, pack};
+use tokio::time::Instant;
+
+use crate::client::Client;
+use crate::output::{Format, Output, human};
+use crate::source;
+
+/// How long the platform may take nothing before an upload is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two attempts to go on.
+const PACE: Duration = Duration::from_millis(200);
+/// How often layers may be found missing: once, unless somebody prunes what was just sent.
+const ROUNDS: usize = 3;
+
+/// A Package, packed.
+pub(crate) struct Package {
+    pack: Arc<Pack>,
+    request: ComposeRequest,
+    /// The platform has the base already, and will not have to make it.
+    base_is_here: bool,
+}
+
+/// What a Package consists of, for people and programs that look before they deploy.
+#[derive(Debug, Serialize)]
+pub(crate) struct PackageView {
+    /// What it is.
+    pub(crate) kind: PackageKind,
+    /// What it runs on.
+    pub(crate) base: Option<BaseName>,
+    /// Whether the base was made already; else the first deploy makes it.
+    pub(crate) base_is_here: bool,
+    /// The one that changes least first.
+    pub(crate) layers: Vec<LayerView>,
+    /// How it is started, where the base does not say.
+    pub(crate) command: Vec<String>,
+    /// What was chosen, and why.
+    pub(crate) notes: Vec<String>,
+}
+
+/// One layer of a Package.
+#[derive(Debug, Serialize)]
+pub(crate) struct LayerView {
+    /// What it holds.
+    pub(crate) what: String,
+    /// Digest of the archive, not compressed.
+    pub(crate) diff_id: Digest,
+    /// Its length, bytes.
+    pub(crate) size: u64,
+    /// Whether the platform has it, so that it would not be sent.
+    pub(crate) here: bool,
+}
+
+/// What sending a Package came to.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sent {
+    layers: usize,
+    bytes: u64,
+}
+
+impl Package {
+    /// Packs what is at `path` for the App that `manifest` describes.
+    pub(crate) async fn pack(
+        client: &Client,
+        output: Output,
+        path: &Path,
+        manifest: &Manifest,
+    ) -> Result<Self> {
+        let bases: Vec<BaseView> = client.get("/bases").await?;
+        let usable = bases.iter().filter(|base| base.error.is_none());
+        let options = PackOptions {
+            runtime: manifest.runtime.as_ref().map(|runtime| runtime.0.clone()),
+            known: usable.map(|base| base.base.clone()).collect(),
+            port: manifest.http_port(&[]),
+            cache: cache(),
+            progress: if output.format == Format::Table { say } else { |_| {} },
+        };
+        let path = path.to_owned();
+        let packing = move || {
+            let pack = pack(&path, &options)?;
+            let layers =
+                pack.layers.iter().map(|layer| layer.packed()).collect::<Result<_, _>>()?;
+            Ok((pack, layers))
+        };
+        let (pack, layers) = blocking(packing).await?;
+        let request = ComposeRequest {
+            name: format!("package/{}/{}", manifest.namespace, manifest.app),
+            kind: pack.kind,
+            base: pack.base.clone(),
+            layers,
+            config: pack.config.clone(),
+        };
+        let made = |base: &BaseName| {
+            let view = bases.iter().find(|view| view.base == *base);
+            view.is_some_and(|view| view.image.is_some())
+        };
+        let base_is_here = pack.base.as_ref().is_none_or(made);
+        Ok(Self { pack: Arc::new(pack), request, base_is_here })
+    }
+
+    /// Something packed already, to be known as `name`, on a base that is made if need be.
+    pub(crate) async fn of(name: String, pack: Pack) -> Result<Self> {
+        let packing = move || {
+            let layers =
+                pack.layers.iter().map(|layer| layer.packed()).collect::<Result<_, _>>()?;
+            Ok((pack, layers))
+        };
+        let (pack, layers) = blocking(packing).await?;
+        let request = ComposeRequest {
+            name,
+            kind: pack.kind,
+            base: pack.base.clone(),
+            layers,
+            config: pack.config.clone(),
+        };
+        Ok(Self { pack: Arc::new(pack), request, base_is_here: true })
+    }
+
+    /// What it consists of, and the image if everything is there. Nothing is sent, and no base
+    /// is made.
+    pub(crate) async fn look(&self, client: &Client) -> Result<(PackageView, Option<ImageInfo>)> {
+        let (missing, image) = match self.base_is_here {
+            // Asking would make the base.
+            false => (self.request.layers.iter().map(|l| l.diff_id.clone()).collect(), None),
+            true => match client.post("/images/compose", &self.request).await? {
+                Composed::Image(image) => (Vec::new(), Some(image)),
+                Composed::Missing(missing) => (missing, None),
+            },
+        };
+        let layers = self.request.layers.iter().map(|layer| LayerView {
+            what: layer.what.clone(),
+            diff_id: layer.diff_id.clone(),
+            size: layer.size,
+            here: !missing.contains(&layer.diff_id),
+        });
+        let view = PackageView {
+            kind: self.pack.kind,
+            base: self.pack.base.clone(),
+            base_is_here: self.base_is_here,
+            layers: layers.collect(),
+            command: self.pack.config.entrypoint.clone(),
+            notes: self.pack.notes.clone(),
+        };
+        Ok((view, image))
+    }
+
+    /// Sends what is not there, and has the image made.
+    pub(crate) async fn send(mut self, client: &Client, output: Output) -> Result<ImageInfo> {
+        for note in &self.pack.notes {
+            output.say(&human::plain(note))?;
+        }
+        if let Some(base) = self.pack.base.as_ref().filter(|_| !self.base_is_here)
+            && output.format == Format::Table
+        {
+            say(&format!(
+                "making the base {base} from what is installed on the platform's machine"
+            ));
+        }
+        let mut sent = Sent::default();
+        for _ in 0..ROUNDS {
+            match client.post("/images/compose", &self.request).await? {
+                Composed::Image(image) => {
+                    output.say(&self.summary(sent))?;
+                    return Ok(image);
+                }
+                Composed::Missing(missing) => {
+                    for diff_id in missing {
+                        sent.bytes += self.send_layer(client, output, &diff_id).await?;
+                        sent.layers += 1;
+                    }
+                }
+            }
+        }
+        Err(UserError::new(
+            Code::ImageCorrupt,
+            "layers that were sent are missing again and again",
+            "does somebody prune images at the same time? `stead events` shows it",
+        )
+        .into())
+    }
+
+    /// Sends one layer; how many bytes went over the wire.
+    async fn send_layer(
+        &mut self,
+        client: &Client,
+        output: Output,
+        diff_id: &Digest,
+    ) -> Result<u64> {
+        let at = self.request.layers.iter().position(|layer| layer.diff_id == *diff_id);
+        let at = at.context("the platform asks for a layer that is not of this package")?;
+        let pack = Arc::clone(&self.pack);
+        let (file, upload) = blocking(move || {
+            let mut file = tempfile::tempfile().map_err(PackError::Output)?;
+            let upload = pack.layers[at].compress(&mut file)?;
+            Ok((file, upload))
+        })
+        .await?;
+        let layer = &mut self.request.layers[at];
+        let bar = bar(output, &layer.what, upload.size);
+        let sent = send(client, &file, &upload, &bar).await;
+        bar.finish_and_clear();
+        layer.upload = Some(upload);
+        sent
+    }
+
+    /// One line on what it came to.
+    fn summary(&self, sent: Sent) -> String {
+        let layers = self.request.layers.len();
+        let size: u64 = self.request.layers.iter().map(|layer| layer.size).sum();
+        let base = self.pack.base.as_ref().map(|base| format!(" on {base}")).unwrap_or_default();
+        let what = format!("{}{base}, {layers} layers, {}", self.pack.kind, human::bytes(size));
+        match sent.layers {
+            0 => format!("packed {what}: nothing to send, the platform has all of it"),
+            count => format!("packed {what}: sent {} ({count} layers)", human::bytes(sent.bytes)),
+        }
+    }
+}
+
+/// Sends `file` from where the platform has it; how many bytes were sent now.
+async fn send(client: &Client, file: &File, upload: &Upload, bar: &ProgressBar) -> Result<u64> {
+    let path = format!("/uploads/{}", upload.digest);
+    let mut sent = 0;
+    let (mut furthest, mut since) = (0, Instant::now());
+    loop {
+        let end = match client.get::<UploadView>(&path).await {
+            Ok(view) if view.complete => return Ok(sent),
+            Ok(view) => {
+                // The platform counts what it kept; what broke off on the way is sent again.
+                if view.offset > furthest {
+                    (furthest, since) = (view.offset, Instant::now());
+                }
+                bar.set_position(view.offset);
+                let pieces = rest(file, view.offset, bar)?;
+                let query = format!("{path}?size={}", upload.size);
+                let end = client.append::<UploadView>(&query, view.offset, pieces).await;
+                if let Ok(after) = &end {
+                    sent += after.offset.max(view.offset) - view.offset;
+                }
+                end
+            }
+            Err(error) => Err(error),
+        };
+        match end {
+            Ok(view) if view.complete => return Ok(sent),
+            Err(error) if !may_go_on(&error) || since.elapsed() > PATIENCE => return Err(error),
+            Ok(_) if since.elapsed() > PATIENCE => {
+                let message = "the platform keeps nothing of what is sent";
+                return Err(
+                    UserError::new(Code::Internal, message, "see the platform's log").into()
+                );
+            }
+            _ => tokio::time::sleep(PACE).await,
+        }
+    }
+}
+
+/// The platform went away, or has another part of the upload than we thought.
+fn may_go_on(error: &anyhow::Error) -> bool {
+    let code = error.downcast_ref::<UserError>().map(|error| error.code);
+    matches!(code, Some(Code::PlatformDown | Code::Conflict)) || error.is::<hyper::Error>()
+}
+
+/// What is left of a file, as a body that moves the bar.
+fn rest(
+    file: &File,
+    offset: u64,
+    bar: &ProgressBar,
+) -> Result<impl hyper::body::Body<Data = bytes::Bytes, Error = std::io::Error> + Send + use<>> {
+    let mut file = file.try_clone()?;
+    let bar = bar.clone();
+    Ok(source::body(move |pieces| {
+        file.seek(SeekFrom::Start(offset))?;
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(()),
+                count => {
+                    pieces.write_all(&buffer[..count])?;
+                    bar.inc(count as u64);
+                }
+            }
+        }
+    }))
+}
+
+/// A bar on a terminal, a line in a log, nothing for programs.
+fn bar(output: Output, what: &str, size: u64) -> ProgressBar {
+    if output.format != Format::Table {
+        return ProgressBar::hidden();
+    }
+    if !std::io::stderr().is_terminal() {
+        say(&format!("sending {what}, {}", human::bytes(size)));
+        return ProgressBar::hidden();
+    }
+    let template = "  {msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}";
+    let style = ProgressStyle::with_template(template).expect("the template is a constant");
+    ProgressBar::new(size).with_style(style).with_message(format!("sending {what}"))
+}
+
+fn say(line: &str) {
+    eprintln!("{}", human::plain(line));
+}
+
+/// Where dependencies are kept from one packing to the next (XDG Base Directory).
+fn cache() -> PathBuf {
+    let absolute =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+    cache.unwrap_or_else(|| "/var/cache".into()).join("stead")
+}
+
+/// Runs what reads and hashes files, off the event loop.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PackError> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await.context("packing ended early")?;
+    done.map_err(|error| UserError::from(error).into())
+}
