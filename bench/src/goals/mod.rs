@@ -3,11 +3,14 @@
 mod churn;
 mod create;
 mod footprint;
+mod jvm;
+mod pull;
 mod restart;
 mod rollback;
 mod scale;
 mod slowest;
 mod stall;
+mod under_load;
 mod upgrade;
 
 use std::cell::RefCell;
@@ -84,11 +87,25 @@ pub(crate) const GOALS: &[Goal] = &[
         measure: restart::measure,
     },
     Goal {
+        name: "jvm",
+        number: "8",
+        title: "start of a Spring Boot service, call to first answer",
+        rounds: 7,
+        measure: jvm::measure,
+    },
+    Goal {
         name: "scale",
         number: "10",
         title: "1 to 100 instances, all serving",
         rounds: 2,
         measure: scale::measure,
+    },
+    Goal {
+        name: "pull",
+        number: "11",
+        title: "registry to first answer, 200 MB in eight layers",
+        rounds: 5,
+        measure: pull::measure,
     },
     Goal {
         name: "footprint",

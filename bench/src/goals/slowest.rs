@@ -1,23 +1,20 @@
 //! Goal 5: under a thousand requests per second, the slowest request while a release is under
 //! way beside the slowest before it.
 
-use std::net::SocketAddr;
-use std::thread;
 use std::time::Duration;
 
-use stead_testkit::load::{Mix, Plan};
+use stead_testkit::load::Window;
 
 use crate::answer::wait_for;
-use crate::contest::{Better, Outcome, Row};
-use crate::goals::other;
+use crate::contest::{Better, Outcome};
 use crate::goals::stall::Front;
+use crate::goals::under_load::{Loaded, Way, releases};
 use crate::platform::{App, Platform};
 use crate::workshop::Workshop;
 
 /// Load before a release, to have something to compare with, and after it is through.
 const BEFORE: Duration = Duration::from_secs(3);
 const AFTER: Duration = Duration::from_millis(500);
-const MIX: Mix = Mix { keep_alive: 12, one_shot: 4, ..Mix::NOBODY };
 /// Of the service that starts slowly, in milliseconds.
 const START_DELAY: u64 = 5000;
 
@@ -37,39 +34,13 @@ const APPS: [(&str, App); 4] = [
     ),
 ];
 
-/// Somebody who releases, and what came of it, release by release.
-struct Way {
-    name: &'static str,
-    address: SocketAddr,
-    host: String,
-    release: Box<dyn FnMut(&'static str) -> anyhow::Result<()>>,
-    version: &'static str,
-    /// Slowest during the release beyond the slowest before it, milliseconds.
-    beyond: Vec<f64>,
-    before: Vec<f64>,
-    failed: Vec<f64>,
-    trouble: Option<String>,
-}
-
-impl Way {
-    fn new(
-        name: &'static str,
-        address: SocketAddr,
-        host: String,
-        release: impl FnMut(&'static str) -> anyhow::Result<()> + 'static,
-    ) -> Self {
-        Self {
-            name,
-            address,
-            host,
-            release: Box::new(release),
-            version: "1",
-            beyond: Vec::new(),
-            before: Vec::new(),
-            failed: Vec::new(),
-            trouble: None,
-        }
-    }
+/// What came of one release. Times are in milliseconds.
+struct Noted {
+    /// The slowest request before it.
+    before: f64,
+    /// The slowest during it, beyond that.
+    beyond: f64,
+    failed: f64,
 }
 
 pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<Vec<Outcome>> {
@@ -98,28 +69,23 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
         }));
     }
 
-    let runtime = tokio::runtime::Runtime::new()?;
-    for _ in 0..rounds {
-        for way in &mut ways {
-            if way.trouble.is_none()
-                && let Err(error) = turn(&runtime, way)
-            {
-                way.trouble = Some(format!("{error:#}"));
-            }
-        }
-    }
+    releases(&mut ways, rounds, (BEFORE, AFTER), |Loaded { report, begun, through }| {
+        // The first second warms connections and caches.
+        let before = report.slowest_between(1000.0, begun - Window::MS);
+        let beyond = report.slowest_between(*begun, *through) - before;
+        Noted { before, beyond, failed: report.failed.len() as f64 }
+    })?;
     let mut notes = vec![
         "Slowest request during the release minus the slowest of the three seconds before it. \
          From the call to when the old Container is gone."
             .to_owned(),
     ];
     for way in &ways {
-        let median = |figures: &[f64]| Row::new("", figures.to_vec()).percentile(0.5);
         notes.push(format!(
             "{}: slowest before, p50: {:.2} ms; failed requests: {:.0}",
             way.name,
-            median(&way.before).unwrap_or_default(),
-            way.failed.iter().sum::<f64>(),
+            way.row(|noted| noted.before).percentile(0.5).unwrap_or_default(),
+            way.noted.iter().map(|noted| noted.failed).sum::<f64>(),
         ));
     }
     for (name, app) in APPS {
@@ -131,41 +97,12 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
             platform.delete(app.name)?;
         }
     }
-    let row =
-        |way: &Way| Row { trouble: way.trouble.clone(), ..Row::new(way.name, way.beyond.clone()) };
     Ok(vec![Outcome {
         title: "Goal 5: slowest request during a release beyond the slowest before it".to_owned(),
         goal: "handover: at most 5 ms, at the median of ten releases; nothing fails or is parked",
         unit: "ms",
         better: Better::Less,
-        rows: ways.iter().map(row).collect(),
+        rows: ways.iter().map(|way| way.row(|noted| noted.beyond)).collect(),
         notes,
     }])
-}
-
-/// One release under load.
-fn turn(runtime: &tokio::runtime::Runtime, way: &mut Way) -> anyhow::Result<()> {
-    let _context = runtime.enter();
-    let plan = Plan {
-        per_second: Some(1000.0),
-        timeout: Duration::from_secs(10),
-        ..Plan::new(way.address, way.host.clone()).mix(MIX)
-    };
-    let load = plan.start();
-    // The load has its duration; this is not waiting for a condition.
-    thread::sleep(BEFORE);
-    way.version = other(way.version);
-    let begun = load.elapsed_ms();
-    (way.release)(way.version)?;
-    let through = load.elapsed_ms();
-    thread::sleep(AFTER);
-    let report = runtime.block_on(load.stop());
-    anyhow::ensure!(report.sent > 1000, "the load sent only {} requests", report.sent);
-    // The first second warms connections and caches.
-    let before = report.slowest_between(1000.0, begun - stead_testkit::load::Window::MS);
-    let during = report.slowest_between(begun, through);
-    way.before.push(before);
-    way.beyond.push(during - before);
-    way.failed.push(report.failed.len() as f64);
-    Ok(())
 }

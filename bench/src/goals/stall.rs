@@ -3,13 +3,11 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
-
-use stead_testkit::load::{Mix, Plan};
 
 use crate::answer::wait_for;
 use crate::contest::{Better, Outcome, Row};
+use crate::goals::under_load::{Loaded, Way, releases};
 use crate::goals::{loopback, other};
 use crate::peers::{Docker, Nginx};
 use crate::platform::{App, Platform};
@@ -22,38 +20,12 @@ const APPS: [(&str, App); 2] = [
 ];
 /// Load before the upgrade, and after it.
 const AROUND: Duration = Duration::from_secs(2);
-const MIX: Mix = Mix { keep_alive: 12, one_shot: 4, ..Mix::NOBODY };
 
-/// A way to upgrade behind an address that goes on answering.
-struct Way {
-    name: &'static str,
-    address: SocketAddr,
-    host: String,
-    upgrade: Box<dyn FnMut(&'static str) -> anyhow::Result<()>>,
-    version: &'static str,
-    failed: Vec<f64>,
-    stalls: Vec<f64>,
-    trouble: Option<String>,
-}
-
-impl Way {
-    fn new(
-        name: &'static str,
-        address: SocketAddr,
-        host: String,
-        upgrade: impl FnMut(&'static str) -> anyhow::Result<()> + 'static,
-    ) -> Self {
-        Self {
-            name,
-            address,
-            host,
-            upgrade: Box::new(upgrade),
-            version: "1",
-            failed: Vec::new(),
-            stalls: Vec::new(),
-            trouble: None,
-        }
-    }
+/// What came of one upgrade.
+struct Noted {
+    failed: f64,
+    /// Milliseconds.
+    stall: f64,
 }
 
 pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<Vec<Outcome>> {
@@ -64,8 +36,9 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
             platform.deploy(app, "1")?;
             platform.settled(app.name, 1)?;
             let host = Platform::host(app.name);
-            ways.push(Way::new(name, Platform::gateway(), host, move |version| {
-                platform.deploy(app, version)
+            ways.push(Way::new(name, Platform::gateway(), host.clone(), move |version| {
+                platform.deploy(app, version)?;
+                wait_for(Platform::gateway(), &host, version).map(drop)
             }));
         }
     }
@@ -75,23 +48,19 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
         let front = Front::start(&folder.join("replaced"), "replaced", 24_000, 0)?;
         let host = "bench".to_owned();
         ways.push(Way::new("docker, replaced", front.listen, host.clone(), move |version| {
-            front.replace(version)
+            front.replace(version)?;
+            wait_for(front.listen, "bench", version).map(drop)
         }));
         let front = Front::start(&folder.join("beside"), "beside", 24_100, 0)?;
         let name = "docker, new one first";
         ways.push(Way::new(name, front.listen, host, move |version| front.start_beside(version)));
     }
 
-    let runtime = tokio::runtime::Runtime::new()?;
-    for _ in 0..rounds {
-        for way in &mut ways {
-            if way.trouble.is_none()
-                && let Err(error) = turn(&runtime, way)
-            {
-                way.trouble = Some(format!("{error:#}"));
-            }
-        }
-    }
+    releases(&mut ways, rounds, (AROUND, AROUND), |Loaded { report, .. }| Noted {
+        failed: report.failed.len() as f64,
+        // Either nobody got a good answer for a while, or somebody waited long for one.
+        stall: report.longest_gap_ms.max(report.latency.max_ms - report.latency.p50_ms),
+    })?;
     let outcomes = outcomes(&ways);
     for (name, app) in APPS {
         if workshop.wants(name) {
@@ -101,38 +70,9 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
     Ok(outcomes)
 }
 
-/// One upgrade under load.
-fn turn(runtime: &tokio::runtime::Runtime, way: &mut Way) -> anyhow::Result<()> {
-    let _context = runtime.enter();
-    let plan = Plan {
-        per_second: Some(1000.0),
-        timeout: Duration::from_secs(10),
-        ..Plan::new(way.address, way.host.clone()).mix(MIX)
-    };
-    let load = plan.start();
-    // The load has its duration; this is not waiting for a condition.
-    thread::sleep(AROUND);
-    way.version = other(way.version);
-    (way.upgrade)(way.version)?;
-    wait_for(way.address, &way.host, way.version)?;
-    thread::sleep(AROUND);
-    let report = runtime.block_on(load.stop());
-    anyhow::ensure!(report.sent > 1000, "the load sent only {} requests", report.sent);
-    way.failed.push(report.failed.len() as f64);
-    // Either nobody got a good answer for a while, or somebody waited long for one.
-    let slowest = report.latency.max_ms - report.latency.p50_ms;
-    way.stalls.push(report.longest_gap_ms.max(slowest));
-    Ok(())
-}
-
-fn outcomes(ways: &[Way]) -> Vec<Outcome> {
-    let rows = |figures: fn(&Way) -> &Vec<f64>| -> Vec<Row> {
-        ways.iter()
-            .map(|way| Row {
-                trouble: way.trouble.clone(),
-                ..Row::new(way.name, figures(way).clone())
-            })
-            .collect()
+fn outcomes(ways: &[Way<Noted>]) -> Vec<Outcome> {
+    let rows = |figure: fn(&Noted) -> f64| -> Vec<Row> {
+        ways.iter().map(|way| way.row(figure)).collect()
     };
     vec![
         Outcome {
@@ -140,7 +80,7 @@ fn outcomes(ways: &[Way]) -> Vec<Outcome> {
             goal: "0",
             unit: "failed",
             better: Better::Less,
-            rows: rows(|way| &way.failed),
+            rows: rows(|noted| noted.failed),
             notes: vec!["A request that dies with a kept connection counts as failed.".to_owned()],
         },
         Outcome {
@@ -148,7 +88,7 @@ fn outcomes(ways: &[Way]) -> Vec<Outcome> {
             goal: "100x shorter than docker",
             unit: "ms",
             better: Better::Less,
-            rows: rows(|way| &way.stalls),
+            rows: rows(|noted| noted.stall),
             notes: vec![
                 "The longest time without any good answer, or the slowest good answer beyond the \
                  median, whichever is longer."

@@ -12,7 +12,8 @@
 mod count;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stead_core::api::{Ledger, LedgerView};
@@ -20,10 +21,14 @@ use stead_core::ids::ReleaseNo;
 use stead_core::name::AppKey;
 use stead_core::routes::Report;
 use stead_core::time::Time;
+use tokio::sync::Notify;
 
 use crate::store::{Document, Kind, Store, StoreError, Write, release_key};
 use crate::traffic::process_lives;
 use count::{AppCounters, book};
+
+/// How often ledgers are stored.
+const STORED: Duration = Duration::from_secs(5);
 
 impl Document for Ledger {
     const KIND: Kind = Kind::Ledger;
@@ -66,6 +71,7 @@ struct Books {
 /// The ledger of all Apps.
 pub(crate) struct Ledgers {
     books: Mutex<Books>,
+    hurried: Notify,
 }
 
 impl Ledgers {
@@ -80,7 +86,7 @@ impl Ledgers {
         for document in store.list::<Counters>("")?.found {
             books.gateways.insert(document.value.gateway, document.value);
         }
-        Ok(Self { books: Mutex::new(books) })
+        Ok(Self { books: Mutex::new(books), hurried: Notify::new() })
     }
 
     /// The pids of the gateways that have reported requests and were not seen to end.
@@ -143,6 +149,22 @@ impl Ledgers {
         books.totals.remove(app);
         books.shown.remove(app);
         books.changed.retain(|(changed, _)| changed != app);
+    }
+
+    /// Stores what has changed from time to time, and whenever it is [asked](Self::hurry) to.
+    pub(crate) async fn keep(self: Arc<Self>, store: Arc<Store>) {
+        loop {
+            let _ = tokio::time::timeout(STORED, self.hurried.notified()).await;
+            if let Err(error) = self.persist(&store).await {
+                tracing::error!(error = ?error, "ledgers cannot be stored");
+            }
+        }
+    }
+
+    /// Asks for what has changed to be stored now: nobody can be asked again for what a gateway
+    /// that has left reported last.
+    pub(crate) fn hurry(&self) {
+        self.hurried.notify_one();
     }
 
     /// Stores what has changed, and settles the accounts of gateways that have ended.

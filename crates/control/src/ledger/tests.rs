@@ -172,3 +172,21 @@ async fn what_could_not_be_stored_is_stored_the_next_time() {
     ledgers.persist(&store).await.unwrap();
     assert_eq!(only(&Ledgers::load(&store).unwrap()).completed, 10);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_gateway_said_before_it_left_is_stored_at_once() {
+    let (_dir, store) = open();
+    let store = Arc::new(store);
+    let ledgers = Arc::new(Ledgers::load(&store).unwrap());
+    ledgers.show(&app(), ReleaseNo(1));
+    let mut changes = store.watch();
+    let keeper = tokio::spawn(Arc::clone(&ledgers).keep(Arc::clone(&store)));
+    let begun = tokio::time::Instant::now();
+    ledgers.report(std::process::id(), report(7, 10, 0, 0));
+    ledgers.hurry();
+    changes.recv().await.unwrap();
+    // The clock stands still but for timers that run out.
+    assert!(begun.elapsed() < STORED);
+    assert_eq!(only(&Ledgers::load(&store).unwrap()).completed, 10);
+    keeper.abort();
+}
