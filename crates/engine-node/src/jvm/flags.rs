@@ -44,6 +44,7 @@ const BESIDE_HEAP: u64 = 160 << 20;
 pub(crate) struct Own {
     heap: bool,
     collector: bool,
+    processors: bool,
     archive: bool,
     /// An agent may change classes while they are loaded.
     agent: bool,
@@ -96,6 +97,7 @@ impl Own {
                 .iter()
                 .any(|size| option.strip_prefix("-XX:").is_some_and(|rest| rest.starts_with(size)))
             || starts(&["-XX:InitialRAM", "-XX:MinRAM", "-XX:DefaultMaxRAM"]);
+        self.processors |= starts(&["-XX:ActiveProcessorCount=", "-XX:+UseContainerCpuShares"]);
         // All of them are called Use…GC.
         self.collector |= option.starts_with("-XX:+Use") && option.ends_with("GC");
     }
@@ -114,8 +116,11 @@ impl Own {
     }
 }
 
-/// Heap and collector for what a Container may use. Without a limit the virtual machine's own
-/// choice, which is for a machine, is right.
+/// Heap, processors and collector for what a Container may use. Without a limit the virtual
+/// machine's own choice, which is for a machine, is right.
+///
+/// All is said aloud, because not every version sees its limits: Java 17 wants a v1 hierarchy of
+/// `cpuset` on a hybrid host, and sees none at all where a Container has not got one.
 pub(crate) fn defaults(own: Own, limits: &Resources) -> Vec<String> {
     let mut options = Vec::new();
     if own.hidden {
@@ -126,7 +131,10 @@ pub(crate) fn defaults(own: Own, limits: &Resources) -> Vec<String> {
         let beside = (memory / 4).max(BESIDE_HEAP.min(memory / 2));
         options.push(format!("-Xmx{}m", ((memory - beside) >> 20).max(2)));
     }
-    // What it would choose itself if it sees its limits, said aloud: an archive fits one.
+    if let (false, Some(cpu)) = (own.processors, limits.cpu_millis) {
+        options.push(format!("-XX:ActiveProcessorCount={}", cpu.div_ceil(1000).max(1)));
+    }
+    // What it chooses itself where it sees its limits.
     let small_memory = limits.memory_bytes.map(|memory| memory < SERVER_MEMORY);
     let few_processors = limits.cpu_millis.map(|cpu| cpu <= 1000);
     let serial = small_memory == Some(true) || few_processors == Some(true);
@@ -238,17 +246,19 @@ mod tests {
             cpu_millis: Some(500),
             ..Resources::default()
         };
-        assert_eq!(defaults(own("-Xmx64m -jar a"), &limits), ["-XX:+UseSerialGC"]);
-        assert_eq!(defaults(own("-XX:+UseG1GC -jar a"), &limits), ["-Xmx352m"]);
+        let one = "-XX:ActiveProcessorCount=1";
+        assert_eq!(defaults(own("-Xmx64m -jar a"), &limits), [one, "-XX:+UseSerialGC"]);
+        assert_eq!(defaults(own("-XX:+UseG1GC -jar a"), &limits), ["-Xmx352m", one]);
         // An initial size above our maximum would keep it from starting.
-        assert_eq!(defaults(own("-Xms400m -XX:+UseG1GC Main"), &limits), none);
+        let own_heap = own("-Xms400m -XX:+UseG1GC -XX:ActiveProcessorCount=2 Main");
+        assert_eq!(defaults(own_heap, &limits), none);
         assert_eq!(defaults(own("@file"), &limits), none);
         let much = Resources {
             memory_bytes: Some(4 << 30),
-            cpu_millis: Some(1000),
+            cpu_millis: Some(1001),
             ..Resources::default()
         };
-        assert_eq!(defaults(own("-Xmx1g Main"), &much), ["-XX:+UseSerialGC"]);
+        assert_eq!(defaults(own("-Xmx1g Main"), &much), ["-XX:ActiveProcessorCount=2"]);
     }
 
     #[test]

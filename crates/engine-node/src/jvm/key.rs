@@ -21,13 +21,16 @@ const FORMAT: u32 = 1;
 /// Variables besides those with options that say what is loaded.
 const LOADING: [&str; 2] = ["CLASSPATH", "JAVA_HOME"];
 
+/// Options that say how much of the machine is used.
+const SIZES: [&str; 2] = ["-Xmx", "-XX:ActiveProcessorCount="];
+
 /// Names an archive.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key(String);
 
 impl Key {
-    /// Of what starts as `spec` says, before anything about archives is in its command. The heap's
-    /// size is left out: it may change with every change of a limit, and archives do not care.
+    /// Of what starts as `spec` says, before anything about archives is in its command. The sizes
+    /// are left out: they change with every limit, and archives do not care.
     pub(crate) fn of(image: &Digest, jdk: &Jdk, spec: &ContainerSpec) -> Self {
         let mut hash = Sha256::new();
         let mut add = |what: &str, value: &[u8]| {
@@ -39,7 +42,8 @@ impl Key {
         add("format", &FORMAT.to_le_bytes());
         add("image", image.as_str().as_bytes());
         add("jdk", &jdk.build);
-        for argument in spec.argv.iter().filter(|argument| !argument.starts_with("-Xmx")) {
+        let is_size = |argument: &str| SIZES.iter().any(|size| argument.starts_with(size));
+        for argument in spec.argv.iter().filter(|argument| !is_size(argument)) {
             add("argument", argument.as_bytes());
         }
         add("folder", spec.cwd.as_bytes());
@@ -117,6 +121,7 @@ mod tests {
         let same = [
             Key::of(&image("a"), &jdk(1), &spec("java -jar a", &[("A", "2"), ("B", "3")])),
             Key::of(&image("a"), &jdk(1), &spec("java -Xmx512m -jar a", &[])),
+            Key::of(&image("a"), &jdk(1), &spec("java -XX:ActiveProcessorCount=3 -jar a", &[])),
         ];
         assert!(same.iter().all(|key| *key == plain));
         let tool = [("JAVA_TOOL_OPTIONS", "-Dx=y")];
