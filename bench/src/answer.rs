@@ -51,17 +51,21 @@ pub(crate) fn wait_for(address: SocketAddr, host: &str, version: &str) -> anyhow
     wait_until(address, host, |answer| answer.version == version)
 }
 
-/// The answer, if there is one with 200.
-fn ask(address: SocketAddr, host: &str) -> Option<Answer> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
-    let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    if !answer.starts_with("HTTP/1.1 200") {
-        return None;
+/// Asks until `path` is answered with 200, whoever answers. False: not within [`PATIENCE`].
+pub(crate) fn wait_for_ok(address: SocketAddr, host: &str, path: &str) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if get(address, host, path).is_some() {
+            return true;
+        }
+        thread::sleep(AGAIN);
     }
+    false
+}
+
+/// Who answers, if somebody does with 200.
+fn ask(address: SocketAddr, host: &str) -> Option<Answer> {
+    let answer = get(address, host, "/")?;
     let header = |wanted: &str| {
         answer.lines().find_map(|line| {
             let (name, value) = line.split_once(": ")?;
@@ -69,6 +73,17 @@ fn ask(address: SocketAddr, host: &str) -> Option<Answer> {
         })
     };
     Some(Answer { version: header("x-version")?, started: header("x-started").unwrap_or_default() })
+}
+
+/// The answer, if there is one with 200.
+fn get(address: SocketAddr, host: &str, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.starts_with("HTTP/1.1 200").then_some(answer)
 }
 
 /// How long `work` takes, in milliseconds.

@@ -107,6 +107,43 @@ impl Platform {
         Ok(())
     }
 
+    /// Deploys what a manifest in a file says, as people do, and waits until it runs.
+    pub(crate) fn deploy_file(&self, file: &Path) -> anyhow::Result<()> {
+        let socket = format!("unix:{SOCKET}");
+        let status = Command::new(&self.program)
+            .args(["--server", &socket, "deploy", "--file"])
+            .arg(file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .with_context(|| format!("{} cannot be started", self.program.display()))?;
+        anyhow::ensure!(status.success(), "stead deploy {}: {status}", file.display());
+        Ok(())
+    }
+
+    /// Waits until an archive of the App's classes is recorded; gives what it was measured at.
+    pub(crate) fn recorded(&self, app: &str) -> anyhow::Result<String> {
+        let path = format!("/namespaces/default/apps/{app}");
+        let deadline = Instant::now() + PATIENCE * 5;
+        while Instant::now() < deadline {
+            let archive = self.ask("GET", &path, None)?["jvm"]["archive"].clone();
+            match archive["state"].as_str() {
+                Some("kept") => return Ok(archive.to_string()),
+                Some("none") => bail!("no archive is recorded: {archive}"),
+                _ => thread::sleep(Duration::from_millis(50)),
+            }
+        }
+        bail!("waited in vain for the archive of {app}")
+    }
+
+    /// Waits until no Instance of an App is left.
+    pub(crate) fn empty(&self, app: &str) -> anyhow::Result<()> {
+        let path = format!("/namespaces/default/apps/{app}/instances");
+        self.until("the Instances to be gone", || {
+            Ok(self.ask("GET", &path, None)?.as_array().is_some_and(Vec::is_empty))
+        })
+    }
+
     /// Fetches an image.
     pub(crate) fn pull(&self, reference: &str) -> anyhow::Result<()> {
         self.ask("POST", "/images/pull", Some(&json!({ "reference": reference })))?;
