@@ -14,7 +14,8 @@ use stead_core::ids::Digest;
 use super::super::error::{ImageError, NoRoom};
 use super::{Image, ImageStore, Inner, Pruned, State};
 
-/// What is left free on the disk for those who run, in bytes; on a small disk a share of it.
+/// What is left free on the disk for those who run, in bytes; on a small disk a share of it. What
+/// was taken and is not written yet comes out of it for a moment: 2 MiB of each layer under way.
 const RESERVE: u64 = 64 << 20;
 const RESERVE_SHARE: u64 = 32;
 
@@ -28,9 +29,18 @@ pub(in super::super) struct Room {
 impl Room {
     /// Takes so many bytes more, for which images may have to go. Blocks.
     pub(in super::super) fn take(&mut self, bytes: u64) -> Result<(), ImageError> {
-        self.inner.make_room(bytes, true)?;
-        self.taken += bytes;
-        Ok(())
+        match self.inner.make_room(bytes, true) {
+            Ok(()) => {
+                self.taken += bytes;
+                Ok(())
+            }
+            // As it would have been said before the first piece.
+            Err(ImageError::NoRoom(NoRoom::Quota { wanted, used, quota })) => {
+                let (wanted, used) = (wanted + self.taken, used - self.taken);
+                Err(NoRoom::Quota { wanted, used, quota }.into())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Gives back what was written and counts for itself from now on.
