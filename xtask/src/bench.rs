@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use anyhow::Context;
 
 use crate::run::{cargo, target};
-use crate::{harness, leftovers, packages};
+use crate::{harness, leftovers, packages, samples};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -30,6 +30,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     packages::install(packages::FOR_TESTS)?;
     packages::install(packages::FOR_BENCH)?;
+    samples::prepare()?;
     cargo(["build", "--release", "--package", "stead", "--package", "stead-bench"]).run()?;
     let mut command_line: Vec<OsString> = vec![target().join("release/stead-bench").into()];
     command_line.extend(options.name.as_ref().map(Into::into));

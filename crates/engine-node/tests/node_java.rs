@@ -37,6 +37,9 @@ import com.sun.net.httpserver.HttpServer;
 import java.lang.management.*;
 import java.net.InetSocketAddress;
 public class Main {
+    static boolean is(String[] arguments, String word) {
+        return arguments.length > 0 && arguments[0].equals(word);
+    }
     public static void main(String[] arguments) throws Exception {
         int sum = 0;
         for (int i = 0; i < COUNT; i++) {
@@ -50,7 +53,10 @@ public class Main {
             + "\ncollectors=" + collectors + "\noptions=" + options
             + "\nvirtual=" + System.getenv("SPRING_THREADS_VIRTUAL_ENABLED")
             + "\nvolume=" + new java.io.File("/data/mine").exists() + "\nsum=" + sum;
-        if (arguments.length > 0) new java.io.File("/data/mine").createNewFile();
+        if (is(arguments, "write")) new java.io.File("/data/mine").createNewFile();
+        // Outside of a training it does not get along with an archive.
+        String host = java.net.InetAddress.getLocalHost().getHostName();
+        if (is(arguments, "fragile") && options.contains("Archive") && !host.endsWith("training")) System.exit(3);
         HttpServer server = HttpServer.create(new InetSocketAddress(Integer.parseInt(System.getenv("PORT"))), 0);
         server.createContext("/", exchange -> {
             byte[] answer = facts.getBytes();
@@ -302,6 +308,31 @@ async fn java_25_starts_from_an_aot_cache() {
     assert!(fact(&said, "options").contains("-XX:AOTCache=/.stead/jvm/app.aot"), "{said}");
     assert!(is_mapped(&node));
     nothing_is_left_of_trainings(&node).await;
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_a_start_fails_with_is_left_aside() {
+    let node = Node::new('m').await;
+    let home = jdk(17).expect("package openjdk-17-jdk-headless is installed");
+    let image = image(&node, 17, &home).await;
+    let one = release(&node, &image, |settings| {
+        let command = ["java", "-jar", "/app/app.jar", "fragile"];
+        patch(settings, json!({ "command": command }));
+    });
+    node.apply(&fleet(&node.app, 1, 1, (1, 1), &[(1, one.clone())])).await;
+    serving(&node, 1).await;
+    let first = recorded(&node).await;
+    node.apply(&fleet(&node.app, 2, 1, (1, 2), &[(1, one)])).await;
+    let said = serving(&node, 2).await;
+    assert!(!fact(&said, "options").contains("Archive"), "{said}");
+    let failed = |fact: &Fact| matches!(fact, Fact::Exited { exit } if exit.code == 3);
+    assert!(node.witness.events().iter().any(|event| failed(&event.fact)), "it had been tried");
+    let anew = |jvm: &JvmSeen| match jvm.archive {
+        ArchiveSeen::Kept(kept) => kept.made != first.made,
+        _ => false,
+    };
+    until(&node, "another one is recorded, once", anew).await;
     node.end().await;
 }
 

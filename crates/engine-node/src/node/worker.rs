@@ -376,11 +376,14 @@ impl Worker {
         }) else {
             return;
         };
+        let never = !self.model().been_ready(id);
         if !self.report(|model| model.health(id, health)) {
             return;
         }
-        if health == Health::Ready && first {
+        if health == Health::Ready && never {
             java::ready(self, ordinal, id);
+        }
+        if health == Health::Ready && first {
             self.timed(Some(ordinal), Some(id), Some(revision), PhaseName::Ready, since);
         }
         let fact = match health {
