@@ -77,9 +77,14 @@ impl Exchange {
 
     /// It has a claim, after `parked` and `tries`.
     pub(crate) fn claimed(&mut self, claim: Claim, parked: Duration, tries: u32) -> &Claim {
+        self.waited(parked, tries);
+        self.claim.insert(claim)
+    }
+
+    /// It has waited so long for whoever answers it, after so many tries.
+    pub(crate) fn waited(&mut self, parked: Duration, tries: u32) {
         self.record.parked = parked;
         self.record.tries = tries;
-        self.claim.insert(claim)
     }
 
     /// The Backend did not take it: the claim is given back.

@@ -157,7 +157,10 @@ async fn send(
         let granted = app.claim(&mut wait, &carried(&request)).await.map_err(Failure::Reason)?;
         let claim = match granted {
             Granted::Claim(claim) => claim,
-            Granted::Site(site) => return Err(Failure::Site(site, Box::new(request))),
+            Granted::Site(site) => {
+                exchange.waited(wait.parked, wait.tries);
+                return Err(Failure::Site(site, Box::new(request)));
+            }
         };
         let backend = exchange.claimed(claim, wait.parked, wait.tries).backend().clone();
         let pooled = backend.pool.take(Instant::now());

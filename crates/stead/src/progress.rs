@@ -83,8 +83,12 @@ fn headline(progress: &Progress) -> String {
         _ => String::new(),
     };
     let what = format!("{what}{batch}");
-    let count = format!("{} of {} instances done", progress.done, progress.instances);
     let why = human::plain(&progress.why);
+    if progress.instances == 0 && !why.is_empty() {
+        // A site, or what is scaled to none.
+        return format!("rollout {} {what}: {why}", rollout.number);
+    }
+    let count = format!("{} of {} instances done", progress.done, progress.instances);
     let why = if why == count { String::new() } else { format!(" ({why})") };
     format!("rollout {} {what}: {count}{why}", rollout.number)
 }

@@ -35,6 +35,7 @@ pub(super) fn app(
         instances: app.instances,
         ready,
         jvm: seen.jvm.clone(),
+        site: release.is_some_and(|release| release.settings.site.is_some()),
         rollout: app.rollout.clone(),
         created: app.created,
     }

@@ -173,6 +173,9 @@ pub struct AppView {
     /// The Java virtual machine it runs on, and what speeds its starts up, where it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jvm: Option<JvmSeen>,
+    /// The gateway serves it from files, and it has no Instances.
+    #[serde(default)]
+    pub site: bool,
     /// The Rollout under way, or the last one.
     pub rollout: Option<Rollout>,
     /// When it was first deployed.

@@ -16,6 +16,7 @@ use stead_core::event::Events;
 use stead_core::fleet::{ContainerState, Fleet, FleetSeen};
 use stead_core::ids::{ContainerId, Digest, Ordinal};
 use stead_core::invariants::Violation;
+use stead_core::manifest::Site;
 use stead_core::name::AppKey;
 use stead_core::registry::{Login, RegistryChecked, RegistryHost};
 use stead_core::time::{Micros, Time};
@@ -305,6 +306,16 @@ impl Engine for SimEngine {
 
     fn pulling(&self, _digest: &Digest) -> Option<PullProgress> {
         None
+    }
+
+    /// Every image is a site, with every page but `missing.html`.
+    async fn site(&self, image: &Digest, rules: &Site) -> Result<Option<PathBuf>, EngineError> {
+        if rules.fallback.as_ref().is_some_and(|page| page.as_str() == "/missing.html") {
+            let message = "the site has no missing.html";
+            return Err(UserError::new(Code::SiteUnfit, message, "name another page").into());
+        }
+        let here = self.machine.lock().images().any(|known| known == image);
+        Ok(here.then(|| PathBuf::from(format!("/sim/{}", image.hex()))))
     }
 
     async fn images(&self) -> Result<Vec<ImageInfo>, EngineError> {

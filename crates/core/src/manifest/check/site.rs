@@ -20,8 +20,9 @@ const ALLOWED: [&str; 8] = [
     "rollout.progress_deadline",
 ];
 /// Headers that say what is sent and how: the gateway's affair.
-const OURS: [&str; 14] = [
+const OURS: [&str; 19] = [
     "accept-ranges",
+    "allow",
     "cache-control",
     "connection",
     "content-encoding",
@@ -32,6 +33,10 @@ const OURS: [&str; 14] = [
     "etag",
     "keep-alive",
     "last-modified",
+    "location",
+    "proxy-connection",
+    "te",
+    "trailer",
     "transfer-encoding",
     "upgrade",
     "vary",
