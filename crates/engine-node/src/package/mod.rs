@@ -12,6 +12,8 @@
 pub mod base;
 mod elf;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod ignore;
 mod jar;
 mod kept;
@@ -67,14 +69,17 @@ pub fn recognise(path: &Path) -> Result<Option<PackageKind>, PackError> {
 /// What a folder is. Projects come before sites: the page of a project that has to be built
 /// first is in its root, too.
 fn folder(path: &Path) -> Option<PackageKind> {
-    let kinds: [(PackageKind, fn(&Path) -> bool); 5] = [
-        (PackageKind::Jar, jar::is_folder),
-        (PackageKind::Python, python::is_folder),
-        (PackageKind::Node, node::is_folder),
-        (PackageKind::Site, site::is_folder),
-        (PackageKind::Program, program::is_folder),
-    ];
-    kinds.into_iter().find(|(_, is)| is(path)).map(|(kind, _)| kind)
+    if jar::is_folder(path) {
+        Some(PackageKind::Jar)
+    } else if python::is_folder(path) {
+        Some(PackageKind::Python)
+    } else if node::is_folder(path) {
+        Some(PackageKind::Node)
+    } else if site::is_folder(path) {
+        Some(PackageKind::Site)
+    } else {
+        program::is_folder(path).then_some(PackageKind::Program)
+    }
 }
 
 /// Cuts the Package at `path` into layers.

@@ -114,7 +114,9 @@ mod tests {
 
     #[test]
     fn ranges_of_python_and_node_are_read() {
-        let cases: [(&str, &[&[u32]], &[&[u32]]); 12] = [
+        // What is written, what fits, what does not.
+        type Case<'a> = (&'a str, &'a [&'a [u32]], &'a [&'a [u32]]);
+        let cases: [Case<'_>; 12] = [
             (">=3.8", &[&[3, 8], &[3, 12]], &[&[3, 7], &[2, 7]]),
             (">=3.8.1,<4", &[&[3, 8], &[3, 13]], &[&[3, 7], &[4, 0]]),
             ("~=3.10", &[&[3, 10], &[3, 12]], &[&[3, 9], &[4, 0]]),
