@@ -3,42 +3,26 @@
 //! Everything here is for speed. Whatever goes wrong, the App starts as it would without: no
 //! error leaves this module.
 
-use std::path::PathBuf;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+mod record;
 
-use stead_core::event::Fact;
-use stead_core::fleet::{
-    ArchiveKept, ArchiveKind, ArchiveSeen, ContainerSeen, JvmSeen, Part, ReleaseSpec, Revision,
-    Slot,
-};
+use std::sync::{Arc, Weak};
+
+use stead_core::fleet::{ArchiveKind, ArchiveSeen, JvmSeen, Revision};
 use stead_core::ids::{ContainerId, Digest, Ordinal, ReleaseNo};
 use stead_core::manifest::{Jvm, JvmArchive, JvmThreads, Strategy};
 use stead_core::time::Micros;
 use tokio::sync::mpsc;
 
-use super::labels::ContainerLabels;
-use super::model::Kept;
-use super::spec::{self, Order};
+use super::Shared;
+use super::spec::Order;
 use super::worker::Worker;
-use super::{Shared, ends};
 use crate::clock::now;
 use crate::jvm::archives::ATTEMPTS;
 use crate::jvm::flags::{self, Own, VARIABLES};
-use crate::jvm::train::{self, Trained, Training};
-use crate::jvm::{Archives, Jdk, Key, Known};
-use crate::sandbox::{ContainerSpec, SandboxSpec, VolumeMount};
+use crate::jvm::{Archives, Jdk, Key, Known, train};
+use crate::sandbox::{ContainerSpec, VolumeMount};
 
-/// Between two attempts to record.
-const AGAIN: Duration = Duration::from_secs(300);
-/// Between two looks whether there is memory for it, or whether it is still wanted.
-const LOOK: Duration = Duration::from_secs(2);
-/// Memory that a training takes of an App without a limit, as far as anybody knows.
-const SOME_MEMORY: u64 = 2 << 30;
-/// A start must take less than this share of one without the archive, in hundredths.
-const WORTH: u64 = 95;
-/// A training may take longer than a start that somebody waits for.
-const SLOWER: u32 = 3;
+pub(super) use record::record;
 
 /// The virtual machines' archives, and who waits for one.
 pub(super) struct Java {
@@ -91,18 +75,30 @@ pub(super) async fn fit(
     port: Option<u16>,
     container: ContainerSpec,
 ) -> (ContainerSpec, Option<Virtual>) {
-    let (shared, main) = (worker.shared.clone(), order.part.is_main());
     let wanted = Wanted::of(order, revision, port);
-    let mut fitted = container.clone();
-    let looking = tokio::task::spawn_blocking(move || {
-        let found = look(&shared.java.archives, &wanted, &mut fitted)?;
-        Some((fitted, found))
-    });
-    let Ok(Some((fitted, (found, seen)))) = looking.await else { return (container, None) };
-    if main {
-        worker.report(|model| model.seen.jvm = Some(seen));
+    match looked(&worker.shared, wanted, container.clone()).await {
+        Some((fitted, found, seen)) => {
+            if order.part.is_main() {
+                worker.report(|model| model.seen.jvm = Some(seen));
+            }
+            (fitted, Some(found))
+        }
+        None => (container, None),
     }
-    (fitted, Some(found))
+}
+
+/// [`look`] where it may read the disk.
+async fn looked(
+    shared: &Arc<Shared>,
+    wanted: Wanted,
+    mut container: ContainerSpec,
+) -> Option<(ContainerSpec, Virtual, JvmSeen)> {
+    let shared = shared.clone();
+    let looking = tokio::task::spawn_blocking(move || {
+        let (found, seen) = look(&shared.java.archives, &wanted, &mut container)?;
+        Some((container, found, seen))
+    });
+    looking.await.ok()?
 }
 
 /// What a Release says of its virtual machine.
@@ -263,9 +259,10 @@ pub(super) fn ready(worker: &Arc<Worker>, ordinal: Ordinal, id: &ContainerId) {
     if let (true, Some(kind), Some(sandbox)) = (found.used, found.kind, sandbox) {
         let (worker, id) = (worker.clone(), id.clone());
         tokio::task::spawn_blocking(move || {
-            if !train::is_mapped(&sandbox, id.as_str(), kind) {
-                let why = "the virtual machine did not take the archive any more";
-                drop_archive(&worker, &found, why);
+            let why = "the virtual machine did not take the archive any more";
+            if !train::is_mapped(&sandbox, id.as_str(), kind) && drop_archive(&worker, &found, why)
+            {
+                worker.shared.java.wish(&worker, ordinal, revision);
             }
         });
         return;
@@ -323,203 +320,4 @@ fn show(worker: &Worker, archive: &ArchiveSeen) {
             jvm.archive = archive.clone();
         }
     });
-}
-
-/// Records archives that are wished for, one after another, for as long as the engine lives.
-pub(super) async fn record(shared: Arc<Shared>, mut wishes: mpsc::UnboundedReceiver<Wish>) {
-    while let Some(wish) = wishes.recv().await {
-        let Some(worker) = wish.worker.upgrade() else { continue };
-        if let Some((training, found)) = prepare(&shared, &worker, &wish).await
-            && wait_for_memory(&shared, &worker, &wish, &training).await.is_some()
-        {
-            attempt(&shared, &worker, &wish, training, &found).await;
-        }
-        let images = shared.images.clone();
-        shared.java.tidy(|digest| images.get(digest).is_some());
-    }
-}
-
-/// What a training needs; `None` if there is to be none.
-async fn prepare(
-    shared: &Arc<Shared>,
-    worker: &Arc<Worker>,
-    wish: &Wish,
-) -> Option<(Training, Virtual)> {
-    let part = Part::Main;
-    let (id, slot) = (ContainerId("training".into()), Slot::A);
-    let release = release_of(worker, wish.revision)?;
-    let image = shared.images.get(&release.image)?;
-    let port = release.settings.http_port(&spec::exposed_tcp_ports(&image.config));
-    let order = Order {
-        app: &worker.app,
-        ordinal: wish.ordinal,
-        release: &release,
-        part: &part,
-        image: &image,
-    };
-    let seen = ContainerSeen::prepared(id.clone(), part.clone(), slot, wish.revision);
-    let digest = release.image.clone();
-    let kept = Kept { port, image: digest, post_started: true, been_ready: false, hushed: false };
-    let labels = ContainerLabels::of(&seen, &kept);
-    let mut container = spec::container(shared, order, &id, &labels, slot, Vec::new()).ok()?;
-    let wanted = Wanted::of(order, wish.revision, port);
-    let (archives, looked_for) = (shared.clone(), container.clone());
-    let looking = tokio::task::spawn_blocking(move || {
-        let mut container = looked_for;
-        let found = look(&archives.java.archives, &wanted, &mut container)?;
-        Some((container, found))
-    });
-    let (fitted, (found, seen)) = looking.await.ok()??;
-    container = fitted;
-    // Several Instances have the same wish, and the first one may have been granted.
-    worker.report(|model| model.seen.jvm = Some(seen));
-    let kind = found.kind.filter(|_| found.wished)?;
-    let scratch = match place(shared, &found.key, &release, &mut container) {
-        Ok(scratch) => scratch,
-        Err(error) => {
-            tracing::warn!(%error, "no archive can be recorded");
-            return None;
-        }
-    };
-    container.labels = train::labels();
-    let sandbox = SandboxSpec {
-        id: format!("training-{}-{:x}", found.key, now().0),
-        hostname: format!("{}-training", worker.app.app),
-        namespace: worker.app.namespace.to_string(),
-        dns: spec::name_servers(),
-        labels: train::labels(),
-        ..SandboxSpec::default()
-    };
-    let training = Training {
-        kind,
-        sandbox,
-        container,
-        health: release.settings.health.clone(),
-        port,
-        stop_signal: ends::stop_signal(worker, &part, wish.revision),
-        patience: release.startup_timeout(&part).duration() * SLOWER,
-        scratch,
-    };
-    Some((training, found))
-}
-
-/// Makes the folders that a training writes to. The App's own data is not for a copy that is
-/// thrown away: its volumes are empty ones.
-fn place(
-    shared: &Shared,
-    key: &Key,
-    release: &ReleaseSpec,
-    container: &mut ContainerSpec,
-) -> std::io::Result<PathBuf> {
-    let scratch = shared.java.archives.scratch(key)?;
-    container.log = scratch.with_extension("log");
-    for (number, volume) in release.settings.volumes.iter().enumerate() {
-        let host = scratch.with_extension(format!("volume{number}"));
-        std::fs::create_dir_all(&host)?;
-        std::os::unix::fs::chown(&host, Some(container.uid), Some(container.gid))?;
-        let mount = volume.mount.as_str().to_owned();
-        container.volumes.push(VolumeMount { host, mount, read_only: false });
-    }
-    Ok(scratch)
-}
-
-fn release_of(worker: &Worker, revision: Revision) -> Option<ReleaseSpec> {
-    worker.model().fleet.as_ref()?.releases.get(&revision.release).cloned()
-}
-
-/// Waits until the machine has what a training needs. `None`: it is not wanted any more.
-async fn wait_for_memory(
-    shared: &Shared,
-    worker: &Worker,
-    wish: &Wish,
-    training: &Training,
-) -> Option<()> {
-    let needed = train::memory(&training.container.resources).unwrap_or(SOME_MEMORY);
-    let enough = || shared.memory.seen().is_none_or(|seen| !seen.pressed && seen.free > needed);
-    while !enough() {
-        // Paces the looks.
-        tokio::time::sleep(LOOK).await;
-        release_of(worker, wish.revision)?;
-    }
-    Some(())
-}
-
-/// One attempt, and what follows from it.
-async fn attempt(
-    shared: &Arc<Shared>,
-    worker: &Arc<Worker>,
-    wish: &Wish,
-    training: Training,
-    found: &Virtual,
-) {
-    show(worker, &ArchiveSeen::Recording);
-    let Virtual { key, image, .. } = found;
-    // While somebody holds it, its image is not removed.
-    let _held = shared.images.get(image);
-    let unwanted = async {
-        while release_of(worker, wish.revision).is_some() {
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    let trained = train::train(&shared.host, &training, unwanted).await;
-    let archives = &shared.java.archives;
-    let outcome = match trained {
-        Ok(Trained { kept, .. }) if !worth(&kept) => {
-            archives.useless(key, image, kept.plain, kept.fast, now());
-            Ok(none(&useless(kept.plain, kept.fast)))
-        }
-        Ok(trained) => match archives.keep(key, image, &trained) {
-            Ok(()) => Ok(ArchiveSeen::Kept(trained.kept)),
-            Err(error) => Err(format!("the disk took no archive: {error}")),
-        },
-        Err(why) => Err(why),
-    };
-    clear(&training);
-    if release_of(worker, wish.revision).is_none() {
-        return;
-    }
-    let archive = outcome.unwrap_or_else(|why| {
-        let times = archives.failed(key, image, why.clone(), now());
-        if times < ATTEMPTS {
-            wish_again(shared, worker, wish);
-        }
-        none(&why)
-    });
-    show(worker, &archive);
-    let what = match archive {
-        ArchiveSeen::Kept(ArchiveKept { kind, plain, fast, .. }) => {
-            format!(
-                "starts use an archive of classes ({}) from now on: {plain} → {fast}",
-                kind.as_str()
-            )
-        }
-        ArchiveSeen::None { why } => format!("starts go without an archive of classes: {why}"),
-        ArchiveSeen::Awaited | ArchiveSeen::Recording => return,
-    };
-    worker.emit(None, None, Some(wish.revision), Fact::Noted { what });
-}
-
-fn worth(kept: &ArchiveKept) -> bool {
-    kept.fast.0 * 100 < kept.plain.0 * WORTH
-}
-
-fn wish_again(shared: &Arc<Shared>, worker: &Arc<Worker>, wish: &Wish) {
-    let (shared, worker) = (Arc::downgrade(shared), Arc::downgrade(worker));
-    let Wish { ordinal, revision, .. } = *wish;
-    tokio::spawn(async move {
-        // Paces a retry.
-        tokio::time::sleep(AGAIN).await;
-        if let (Some(shared), Some(worker)) = (shared.upgrade(), worker.upgrade()) {
-            shared.java.wish(&worker, ordinal, revision);
-        }
-    });
-}
-
-/// Removes what a training left beside its archive. What stays goes at the next start of `serve`.
-fn clear(training: &Training) {
-    let _ = std::fs::remove_file(&training.container.log);
-    for volume in &training.container.volumes {
-        let _ = std::fs::remove_dir_all(&volume.host);
-    }
-    let _ = std::fs::remove_dir_all(&training.scratch);
 }
