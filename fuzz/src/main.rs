@@ -17,6 +17,7 @@ type Target = (&'static str, fn(&[u8]));
 const ALL: &[&[Target]] = &[
     stead_core::fuzzing::TARGETS,
     stead_engine_node::fuzzing::IMAGE,
+    stead_engine_node::fuzzing::PACKAGE,
     stead_gateway::fuzzing::TARGETS,
 ];
 
@@ -26,6 +27,7 @@ fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, _seed: u32| {
     let size = fuzzer_mutate(data, size, max_size);
     match target().0 {
         "tar" | "image-archive" => repair::tar(&mut data[..size]),
+        "jar" | "war" => repair::zip(&mut data[..size]),
         _ => {}
     }
     size

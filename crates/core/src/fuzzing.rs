@@ -15,15 +15,21 @@ use crate::api::{
     SecretRequest, SteerRequest, TokenRequest,
 };
 use crate::app::{App, Release};
-use crate::manifest::{self, Manifest};
+use crate::manifest::{self, Manifest, Site};
+use crate::routes::site::{Answer, Asked, Found, SiteIndex, answer, normal_path};
 use crate::routes::{HostIndex, RouteTable, ToGateway, ToServe};
 
 /// A target: its name, and what shall hold for any bytes.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// The targets.
-pub const TARGETS: &[Target] =
-    &[("manifest", manifest), ("requests", requests), ("documents", documents), ("routes", routes)];
+pub const TARGETS: &[Target] = &[
+    ("manifest", manifest),
+    ("requests", requests),
+    ("documents", documents),
+    ("routes", routes),
+    ("site", site),
+];
 
 /// A text gives a manifest that says the same when written and read again, or problems that
 /// lie within the text and can be shown on a terminal.
@@ -94,6 +100,42 @@ fn routes(bytes: &[u8]) {
         index.find(&rule.path_prefix, &rule.host);
     }
     reads_what_it_writes::<ToServe>(bytes);
+}
+
+/// Three lines of a request (path, `Accept-Encoding`, `Range`), and the index of a site behind
+/// them: nothing outside the site is ever named, nor a byte that a file does not have.
+fn site(bytes: &[u8]) {
+    let mut parts = bytes.splitn(4, |&byte| byte == b'\n');
+    let mut line = || std::str::from_utf8(parts.next().unwrap_or_default()).unwrap_or_default();
+    let (path, accepted, range) = (line(), line(), line());
+    if let Some(normal) = normal_path(path) {
+        let inner = normal.strip_prefix('/').expect("it begins at the root");
+        let inner = inner.strip_suffix('/').unwrap_or(inner);
+        let plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains('\0');
+        assert!(normal == "/" || inner.split('/').all(plain), "{normal:?}");
+    }
+    let Ok(index) = SiteIndex::parse(parts.next().unwrap_or_default()) else { return };
+    let written = serde_json::to_vec(&index).expect("its keys are strings");
+    assert_eq!(SiteIndex::parse(&written).as_ref(), Ok(&index));
+    let entry = match index.find(&Site::default(), path) {
+        Found::Entry(entry) | Found::Missing(Some(entry)) => entry,
+        Found::Moved(to) => {
+            // Two slashes would be another host.
+            assert!(to.starts_with('/') && !to.starts_with("//") && to.ends_with('/'), "{to:?}");
+            assert!(to.bytes().all(|byte| byte.is_ascii_graphic()), "{to:?}");
+            return assert!(matches!(index.find(&Site::default(), &to), Found::Entry(_)));
+        }
+        Found::Missing(None) | Found::Malformed => return,
+    };
+    let (_, file) = entry.choose(Some(accepted));
+    let parts = file.file.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    assert!(parts, "{:?}", file.file);
+    let asked = Asked { range: Some(range), if_range: Some(accepted), ..Asked::default() };
+    for asked in [Asked { if_range: None, ..asked }, asked] {
+        if let Answer::Part(part) = answer(&asked, &file.etag(), 0, file.size) {
+            assert!(part.start() <= part.end() && *part.end() < file.size, "{part:?}");
+        }
+    }
 }
 
 /// Whatever is read can be written, and reads the same again.

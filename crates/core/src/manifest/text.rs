@@ -153,7 +153,7 @@ impl FromStr for Port {
     fn from_str(text: &str) -> Result<Self, BadValue> {
         text.parse()
             .map(Self)
-            .map_err(|_| BadValue::new(Code::ManifestRange, "a port from 1 to 65535", text))
+            .map_err(|_| BadValue::text(Code::ManifestRange, "a port from 1 to 65535", text))
     }
 }
 

@@ -184,12 +184,13 @@ fn search(roots: &[&Path]) -> Result<Found, LibraryError> {
             Elf::read(&real)?.ok_or_else(|| LibraryError::NotElf { path: root.to_path_buf() })?;
         if let Some(loader) = &elf.interpreter {
             system.loader(loader);
-            if !loader.is_file() {
+            // A program may name any file of the machine; none but a loader goes along.
+            if matches!(Elf::read(loader), Ok(Some(own)) if own.machine == elf.machine) {
+                found.files.insert(loader.clone(), How::Loader);
+            } else {
                 found
                     .missing
                     .push(Missing { name: loader.display().to_string(), by: root.to_path_buf() });
-            } else {
-                found.files.insert(loader.clone(), How::Loader);
             }
         }
         queue.push_back(Needs { path: real, elf, inherited: Vec::new() });

@@ -189,13 +189,18 @@ impl Tree {
     /// folders above it where they are missing.
     ///
     /// # Errors
-    /// When the path has a `..`, is empty, is taken, or leads through what is no folder.
+    /// When the path has a `..`, is empty, is taken, leads through what is no folder, or has a
+    /// name by which images say that something is gone.
     pub fn add(&mut self, path: impl AsRef<Path>, node: Node) -> Result<(), PackError> {
         let path = path.as_ref();
         let refused = |reason: &str| Err(PackError::refused(path, reason));
         let mut plain = PathBuf::new();
         for part in path.components() {
             match part {
+                // A whiteout (OCI image specification, "Image Layer Filesystem Changeset").
+                Component::Normal(part) if part.as_encoded_bytes().starts_with(b".wh.") => {
+                    return refused("a name that begins with .wh. hides other files of an image");
+                }
                 Component::Normal(part) => plain.push(part),
                 Component::RootDir => {}
                 _ => return refused("it leads out of its folder"),
@@ -482,7 +487,9 @@ mod tests {
     fn nothing_leads_out_or_lies_twice() {
         let mut tree = Tree::new();
         tree.add("app/file", text("x")).unwrap();
-        for wrong in ["../x", "app/../x", "", "/", "app/file", "app/file/x", "app"] {
+        let hiding = ["app/.wh.file", "app/.wh..wh..opq", ".wh.app/x"];
+        let wrong = ["../x", "app/../x", "", "/", "app/file", "app/file/x", "app"];
+        for wrong in wrong.into_iter().chain(hiding) {
             assert!(tree.add(wrong, text("y")).is_err(), "{wrong}");
         }
         tree.add("app", Node::folder()).unwrap();
