@@ -41,8 +41,12 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
         registry.push("pull", version, &image)?;
     }
     let link = Link::to(registry.address(), BITS_PER_SECOND, ROUND_TRIP)?;
-    let direct = Images { registry: Rc::clone(&registry), host: registry.address().to_string() };
-    let slow = Images { registry, host: link.address().to_string() };
+    let hosts = [registry.address().to_string(), link.address().to_string()];
+    let [direct, slow] = hosts.clone().map(|host| Images {
+        registry: Rc::clone(&registry),
+        host,
+        hosts: hosts.clone(),
+    });
     let peers = Peers::open(workshop)?;
     let note = format!(
         "{} MB of files of /usr in {LAYERS} layers, gzip, {:.0} MB as sent; every contestant's \
@@ -63,7 +67,7 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
     let cold = interleave_cold(peers.cold(&direct), rounds);
     let shaped = interleave_cold(peers.cold(&slow), rounds.div_ceil(2));
     let shared = interleave_cold(peers.shared(&direct), rounds);
-    peers.clean(&[&direct, &slow])?;
+    peers.clean(&direct)?;
     Ok(vec![
         outcome("cold", "5x podman and containerd", cold, "the registry is on loopback"),
         outcome(
@@ -86,6 +90,8 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
 struct Images {
     registry: Rc<Registry>,
     host: String,
+    /// All addresses it has: the same image is known by each.
+    hosts: [String; 2],
 }
 
 impl Images {
@@ -93,8 +99,10 @@ impl Images {
         format!("{}/pull:{version}", self.host)
     }
 
+    /// Every name that an image of this goal may have on the node.
     fn all(&self) -> Vec<String> {
-        crate::workshop::VERSIONS.iter().map(|version| self.reference(version)).collect()
+        let of = |host: &String| crate::workshop::VERSIONS.map(|v| format!("{host}/pull:{v}"));
+        self.hosts.iter().flat_map(of).collect()
     }
 }
 
@@ -108,7 +116,7 @@ struct Peers {
 /// What a contestant does, with references of images.
 struct Turn {
     name: &'static str,
-    /// Leaves nothing of these on the node.
+    /// Leaves nothing of these on the node, whatever they are called.
     empty: Box<dyn Fn(&Images) -> anyhow::Result<()>>,
     /// Fetches one and runs nothing.
     fetch: Box<dyn Fn(&str) -> anyhow::Result<()>>,
@@ -223,11 +231,8 @@ impl Peers {
         self.turns().into_iter().map(contestant).collect()
     }
 
-    fn clean(&self, all: &[&Images]) -> anyhow::Result<()> {
-        for turn in self.turns() {
-            all.iter().try_for_each(|images| (turn.empty)(images))?;
-        }
-        Ok(())
+    fn clean(&self, images: &Images) -> anyhow::Result<()> {
+        self.turns().iter().try_for_each(|turn| (turn.empty)(images))
     }
 }
 

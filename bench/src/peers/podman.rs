@@ -72,7 +72,7 @@ impl Podman {
 
     /// Removes images, as far as they are there.
     pub(crate) fn empty(&self, references: &[String]) -> anyhow::Result<()> {
-        quiet(self.command().args(["image", "rm", "--force"]).args(references))
+        quiet(self.command().args(["image", "rm", "--force", "--ignore"]).args(references))
     }
 
     /// Stops and removes a container, in the one call podman has for it.

@@ -293,7 +293,7 @@ async fn a_mirror_that_lacks_the_image_or_fails_is_passed_over() {
         || Reply::new(429, "").header("Retry-After", "3600"),
         || Reply::new(500, ""),
         || Reply::new(200, "<html>"),
-        || Reply::new(200, "x").endless(),
+        || Reply::new(200, vec![b'x'; 64 << 10]).endless(),
         || Reply::new(200, "xxxx").stall(1),
         || Reply::new(302, "").header("Location", "http://169.254.169.254/"),
     ] as [fn() -> Reply; 9]

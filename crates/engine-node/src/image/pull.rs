@@ -238,7 +238,9 @@ impl Pull<'_> {
 
     fn blob(&self, wanted: &Descriptor) -> Result<Blob, ImageError> {
         Ok(match &self.origin {
-            Origin::Registry(remote) => Blob::Remote(remote.blob(&wanted.digest, wanted.size)),
+            Origin::Registry(remote) => {
+                Blob::Remote(Box::new(remote.blob(&wanted.digest, wanted.size)))
+            }
             Origin::Local(local) => Blob::Local(local.blob(&wanted.digest)?),
         })
     }
@@ -307,7 +309,7 @@ fn is_wrong(error: &ImageError) -> bool {
 }
 
 enum Blob {
-    Remote(BlobStream),
+    Remote(Box<BlobStream>),
     Local(LocalBlob),
 }
 
