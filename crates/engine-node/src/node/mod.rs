@@ -47,7 +47,7 @@ use stead_core::name::AppKey;
 use stead_core::registry::{Login, RegistryChecked, RegistryHost};
 use stead_core::time::Micros;
 use tokio::sync::broadcast;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::clock::now;
 use crate::image::{Image, ImageError, ImageStore, Made, Reference, StoreOptions};
@@ -94,6 +94,8 @@ pub struct NodeEngine {
     workers: Arc<Mutex<BTreeMap<AppKey, Arc<Worker>>>>,
     /// Ends with the engine.
     follower: JoinSet<()>,
+    /// The one that records archives of Java programs.
+    recorder: AbortHandle,
 }
 
 impl NodeEngine {
@@ -142,13 +144,14 @@ impl NodeEngine {
             java,
             setups: tokio::sync::Semaphore::new(cores * 2),
         });
-        let mut engine = Self { shared, workers: Arc::default(), follower: JoinSet::new() };
+        let mut follower = JoinSet::new();
+        let recorder = follower.spawn(java::record(shared.clone(), wishes));
+        let mut engine = Self { shared, workers: Arc::default(), follower, recorder };
         for (app, model) in recover::models(&engine.shared, found) {
             let worker = Worker::start(app.clone(), model, engine.shared.clone());
             java::recovered(&worker);
             engine.lock().insert(app, worker);
         }
-        engine.follower.spawn(java::record(engine.shared.clone(), wishes));
         engine.follower.spawn(recover::follow(host_events, engine.workers.clone()));
         Ok(engine)
     }
@@ -160,6 +163,7 @@ impl NodeEngine {
             self.shared.intents.forget(&worker.app);
             worker.end();
         }
+        self.recorder.abort();
         self.shared.host.destroy_all().await.map_err(|error| error.user())
     }
 
