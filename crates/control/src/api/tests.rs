@@ -68,6 +68,7 @@ async fn served() -> Served {
         board,
         violations: AtomicU64::new(0),
         began: clock::now(),
+        sites: crate::reconcile::Sites::default(),
         settled: tokio::sync::Notify::new(),
     });
     let (close, closing) = watch::channel(false);
