@@ -14,7 +14,7 @@ use stead_core::error::Code;
 use stead_core::name::AppKey;
 use stead_testkit::sim::{app_key, fleet, release_of, settings};
 
-/// The first version of a runtime that the machine has.
+/// The versions of a runtime that the machine has.
 async fn installed(node: &Node, runtime: RuntimeName) -> Vec<HostRuntime> {
     let all = node.engine().host_runtimes().await.unwrap();
     all.into_iter().filter(|found| found.base.runtime == runtime).collect()
@@ -56,7 +56,7 @@ fn has(lines: &[String], part: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_jvm_of_the_machine_sees_its_limits_and_maps_its_classes() {
+async fn a_jvm_of_the_machine_stays_within_its_memory_and_maps_its_classes() {
     let node = Node::new('y').await;
     let all = installed(&node, RuntimeName::Java).await;
     assert!(!all.is_empty(), "no Java is installed; `cargo xtask prepare` installs one");
@@ -73,7 +73,6 @@ async fn a_jvm_of_the_machine_sees_its_limits_and_maps_its_classes() {
         assert!(has(&lines, &found.exact), "{lines:#?}");
         // It maps the archive of its own classes, whatever became of their times.
         assert!(has(&lines, "sharing)"), "{lines:#?}");
-        assert!(has(&lines, "Memory Limit: 300.00M"), "{lines:#?}");
         let flag = |name: &str| {
             let line = lines.iter().find(|line| line.split_whitespace().nth(1) == Some(name));
             line.unwrap().split_whitespace().nth(3).unwrap().parse::<u64>().unwrap()
@@ -94,7 +93,8 @@ async fn scripts_of_the_machine_run_with_all_that_their_libraries_load() {
 
 async fn python(node: &Node) {
     let found = installed(node, RuntimeName::Python).await;
-    let found = found.first().expect("`cargo xtask prepare` installs a Python");
+    // The newest: pyenv leaves old ones behind.
+    let found = found.last().expect("`cargo xtask prepare` installs a Python");
     let base = made(node, &found.base).await;
     let program = "import ctypes, hashlib, json, lzma, os, socket, sqlite3, ssl, sys, urllib.request\n\
                    from zoneinfo import ZoneInfo\n\
@@ -120,7 +120,7 @@ async fn node_js(node: &Node) {
                    console.log('done', process.version)";
     let lines = run(node, &app_key("node"), &base, &["node", "-e", program], "done").await;
     assert!(has(&lines, "hash e3b0c442"), "{lines:#?}");
-    assert!(has(&lines, &format!("done v{}", found.exact)), "{lines:#?}");
+    assert!(has(&lines, &format!("done v{}", found.exact)), "{found:?}: {lines:#?}");
 }
 
 async fn missing(node: &Node) {

@@ -206,7 +206,9 @@ fn below_home(path: &str) -> Option<PathBuf> {
 fn program_folders() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/local/bin", "/usr/bin"].map(PathBuf::from);
-    std::env::split_paths(&path).filter(|folder| folder.is_absolute()).chain(usual).collect()
+    let named = std::env::split_paths(&path).filter(|folder| folder.is_absolute()).chain(usual);
+    // `/bin` is a link to `/usr/bin`, and `/` is no prefix that anything is installed in.
+    named.filter_map(|folder| std::fs::canonicalize(folder).ok()).collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! The files of a base: what was chosen, each link on the way to it, and the libraries all of
 //! it needs.
 //!
-//! Promises: everything is where it is on this machine, so links lead where they led. Does not
-//! know what is chosen, or why.
+//! Promises: everything is where it is on this machine, so links lead where they led; of a folder
+//! nothing is taken that not everybody on this machine may read. Does not know what is chosen, or
+//! why.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -18,6 +19,9 @@ use super::super::tar::{Layer, Node, Tree};
 
 /// Most files of a base; a JDK has hundreds, CPython a few thousand.
 const MAX_FILES: usize = 50_000;
+/// The bit of a file that everybody may read. A runtime's files have it; a link in one to
+/// something else of the machine would hand that to every App.
+const READ_BY_ALL: u32 = 0o004;
 /// Deepest folder below one that was chosen.
 const MAX_DEPTH: usize = 32;
 
@@ -82,7 +86,7 @@ impl Root {
             let real = self.links(&path).map_err(PackError::io(&path))?;
             if meta.is_dir() {
                 self.walk(&real, keep, depth + 1)?;
-            } else if meta.is_file() {
+            } else if meta.is_file() && meta.mode() & READ_BY_ALL != 0 {
                 self.pieces.insert(real.clone(), Library::File(real));
             }
         }
@@ -148,5 +152,40 @@ impl Root {
             }
         }
         Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_folder_is_taken_with_its_links_and_without_what_is_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = fs::canonicalize(dir.path()).unwrap();
+        let (home, outside) = (base.join("jdk"), base.join("etc"));
+        fs::create_dir_all(home.join("lib/deep")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        for path in [home.join("lib/deep/a"), home.join("lib/src.zip"), outside.join("conf")] {
+            fs::write(path, "x").unwrap();
+        }
+        fs::write(outside.join("shadow"), "secret").unwrap();
+        fs::set_permissions(outside.join("shadow"), fs::Permissions::from_mode(0o640)).unwrap();
+        symlink("../../etc/conf", home.join("lib/conf")).unwrap();
+        symlink(outside.join("shadow"), home.join("lib/shadow")).unwrap();
+        symlink("nowhere", home.join("lib/dangling")).unwrap();
+        symlink("..", home.join("lib/deep/circle")).unwrap();
+
+        let mut root = Root::default();
+        root.folder(&home.join("lib"), &|path| !path.ends_with("src.zip")).unwrap();
+        let is = |path: &Path| root.pieces.get(path).cloned();
+        assert_eq!(is(&outside.join("conf")), Some(Library::File(outside.join("conf"))));
+        assert_eq!(is(&home.join("lib/conf")), Some(Library::Link("../../etc/conf".into())));
+        assert!(is(&home.join("lib/deep/a")).is_some());
+        assert_eq!(is(&outside.join("shadow")), None);
+        assert_eq!(is(&home.join("lib/src.zip")), None);
+        assert_eq!(is(&home.join("lib/dangling")), None);
     }
 }

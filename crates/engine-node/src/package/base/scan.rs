@@ -13,8 +13,8 @@ type Key = (PathBuf, Vec<u8>, i64, u64);
 /// What was found before: a program of a hundred megabytes is not read each time it is asked for.
 static KNOWN: LazyLock<Mutex<HashMap<Key, Option<String>>>> = LazyLock::new(Mutex::default);
 
-/// The first text in the file at `path` that stands alone, begins with `start` and goes on with
-/// digits and dots to its end, such as `3.11.2` for `3.11.`.
+/// The first version of three parts in the file at `path` that stands alone and begins with
+/// `start`, such as `3.11.2` for `3.11.`, or `v20.1.0` for `v`.
 pub(super) fn version_in(path: &Path, start: &str) -> Option<String> {
     let meta = fs::metadata(path).ok().filter(|meta| meta.len() <= MAX_PROGRAM)?;
     let key = (path.to_owned(), start.as_bytes().to_vec(), meta.mtime(), meta.len());
@@ -33,10 +33,10 @@ fn find(bytes: &[u8], start: &str) -> Option<String> {
         let text = &bytes[at + 1..];
         let rest = &text[start.len()..];
         let length = rest.iter().take(16).position(|b| !(b.is_ascii_digit() || *b == b'.'))?;
+        let text = std::str::from_utf8(&text[..start.len() + length]).ok()?;
         // A build of a version in the making ends with a plus sign.
-        let ends = matches!(rest[length], 0 | b'+') && length > 0;
-        let text = &text[..start.len() + length];
-        ends.then(|| String::from_utf8_lossy(text).trim_end_matches('.').to_owned())
+        let ends = matches!(rest[length], 0 | b'+') && !text.ends_with('.');
+        (ends && text.matches('.').count() == 2).then(|| text.to_owned())
     })
 }
 
@@ -79,6 +79,7 @@ mod tests {
         assert_eq!(find(b"\x003.13.0+\0", "3.13.").unwrap(), "3.13.0");
         assert_eq!(find(b"\x003.13.0", "3.13."), None);
         assert_eq!(find(b"", "3.13."), None);
+        assert_eq!(find(b"\0v128\0\0v20.1.0\0", "v").unwrap(), "v20.1.0");
     }
 
     #[test]
