@@ -14,6 +14,7 @@ mod compose;
 mod config;
 mod error;
 mod export;
+mod flat;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod import;

@@ -226,7 +226,7 @@ fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
 }
 
 /// The extended attributes that unpacking sets, in order.
-fn attributes(file: &impl AsFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(super) fn attributes(file: &impl AsFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let length = match flistxattr_query(file) {
         Ok(0) | Err(Errno::NOTSUP) => return Ok(Vec::new()),
         length => length?,
@@ -249,7 +249,7 @@ fn attributes(file: &impl AsFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
 }
 
 /// The value of an extended attribute, if it is there.
-fn attribute(file: &impl AsFd, name: impl rustix::path::Arg + Copy) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn attribute(file: &impl AsFd, name: impl rustix::path::Arg + Copy) -> io::Result<Option<Vec<u8>>> {
     // The kernel's limit for one value.
     let mut value = vec![0; 64 << 10];
     match fgetxattr(file, name, value.as_mut_slice()) {

@@ -52,7 +52,7 @@ const MAX_ATTRIBUTE_NAME: usize = 255;
 /// Most bytes of the names of all folders, which are remembered until the end.
 const MAX_FOLDER_NAMES: usize = 64 << 20;
 /// What a file's length is rounded up to on most disks, bytes; a folder takes one.
-const DISK_BLOCK: u64 = 4096;
+pub(super) const DISK_BLOCK: u64 = 4096;
 
 /// What an archive may make of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -76,7 +76,7 @@ mod tests {
     /// An image with these layers.
     fn image(layers: Vec<PathBuf>) -> Image {
         let digest = Digest::from_sha256([1; 32]);
-        Image { digest, config: ImageConfig::default(), layers, size: 0 }
+        Image { digest, config: ImageConfig::default(), layers, size: 0, flat: Default::default() }
     }
 
     /// The layer of a site with one page.

@@ -336,7 +336,7 @@ pub(super) fn container(
         id: id.0.clone(),
         labels: labels.write(),
         slot,
-        layers: image.layers.clone(),
+        layers: image.stack(),
         argv: argv(&asked, &image.config)?,
         env,
         secrets,

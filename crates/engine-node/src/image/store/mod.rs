@@ -9,6 +9,7 @@
 //! ROOT/lock                   held while a process uses the store
 //! ROOT/blobs/sha256/HEX       manifests, indexes, configs; checked again when read
 //! ROOT/layers/DIFFID/         one unpacked layer, a lower folder for overlayfs
+//! ROOT/flat/HEX/              the layers of an image of many, as one folder
 //! ROOT/images/DIGEST.json     a record: this image is complete
 //! ROOT/uploads/               what is sent for images to come; HEX.part while it comes
 //! ROOT/tmp/                   unfinished; emptied at open
@@ -19,17 +20,18 @@
 //! has been synced. After a crash of the process the page cache still holds all of it; after
 //! a crash of the machine the boot id has changed, and the record no longer counts.
 
+mod flats;
 mod prune;
 mod record;
 mod room;
 mod turn;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
@@ -94,6 +96,18 @@ pub struct Image {
     pub layers: Vec<PathBuf>,
     /// Bytes of all files of all layers.
     pub size: u64,
+    /// One folder that shows what all layers show, once there is one.
+    pub(crate) flat: OnceLock<PathBuf>,
+}
+
+impl Image {
+    /// What to start from: one folder where there is one, else the layers, base first.
+    pub fn stack(&self) -> Vec<PathBuf> {
+        match self.flat.get() {
+            Some(flat) => vec![flat.clone()],
+            None => self.layers.clone(),
+        }
+    }
 }
 
 /// One line of a list of images.
@@ -141,6 +155,8 @@ struct State {
     uploading: HashMap<Digest, Weak<tokio::sync::Mutex<()>>>,
     /// Bytes promised to what is being written.
     taken: u64,
+    /// Images whose layers could not be made one folder.
+    never_flat: HashSet<Digest>,
     /// What somebody said is needed; `None` until it was said.
     kept: Option<Vec<Arc<Image>>>,
     /// What images not yet complete need, and how many of them: not to be pruned.
@@ -170,7 +186,7 @@ impl ImageStore {
     /// When the folder cannot be used, or another process uses it.
     pub fn open(root: &Path, options: StoreOptions) -> Result<Self, ImageError> {
         let failed = |what: &str| ImageError::io(format!("image store {} {what}", root.display()));
-        for folder in ["blobs/sha256", "layers", "images", "uploads", "tmp"] {
+        for folder in ["blobs/sha256", "layers", "flat", "images", "uploads", "tmp"] {
             let path = root.join(folder);
             fs::DirBuilder::new()
                 .recursive(true)

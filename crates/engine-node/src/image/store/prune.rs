@@ -117,6 +117,12 @@ impl Inner {
                 pruned.bytes += state.layers.remove(&digest).map_or(0, |summary| summary.bytes);
             }
         }
+        for (digest, path) in digests_in(&self.root.join("flat")).map_err(failed())? {
+            // One that is being renamed here is of an image that is held.
+            if !state.images.contains_key(&digest) {
+                fs::rename(&path, trash.join(format!("flat-{}", digest.hex()))).map_err(failed())?;
+            }
+        }
         for (digest, path) in digests_in(&self.root.join("blobs/sha256")).map_err(failed())? {
             if !blobs.contains(digest.hex()) {
                 fs::remove_file(path).map_err(failed())?;
@@ -134,6 +140,12 @@ impl Inner {
         for (digest, path) in digests_in(&self.root.join("layers")).map_err(failed())? {
             if !state.layers.contains_key(&digest) && !state.pins.contains_key(&digest) {
                 fs::rename(&path, scratch.path().join(digest.hex())).map_err(failed())?;
+            }
+        }
+        for (digest, path) in digests_in(&self.root.join("flat")).map_err(failed())? {
+            if !state.images.contains_key(&digest) {
+                let trash = scratch.path().join(format!("flat-{}", digest.hex()));
+                fs::rename(&path, trash).map_err(failed())?;
             }
         }
         drop(state);

@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use rustix::fs::syncfs;
@@ -29,6 +29,9 @@ pub(super) struct Record {
     pub(super) config: ImageConfig,
     pub(super) layers: Vec<LayerRecord>,
     pub(super) last_used: Time,
+    /// Bytes that its flat folder takes by itself, if it has one.
+    #[serde(default)]
+    pub(super) flat: Option<u64>,
     /// Set until the record and what it names are synced: the boot they were made in.
     boot: Option<String>,
 }
@@ -82,6 +85,9 @@ impl Inner {
         if path != self.record_path(&record.digest) {
             return Err("it describes another image".into());
         }
+        if record.flat.is_some() && !self.flat_path(&record.digest).is_dir() {
+            return Err("its flat folder is missing".into());
+        }
         match record.layers.iter().find(|layer| !self.layer_path(&layer.diff_id).is_dir()) {
             Some(layer) => Err(format!("its layer {} is missing", layer.diff_id)),
             None => Ok(record),
@@ -102,7 +108,12 @@ impl Inner {
             }
         }
         layers.reverse();
+        let flat = OnceLock::new();
+        if record.flat.is_some() {
+            let _ = flat.set(self.flat_path(&record.digest));
+        }
         Image {
+            flat,
             digest: record.digest.clone(),
             config: record.config.clone(),
             layers,
@@ -183,6 +194,7 @@ impl Inner {
             config,
             layers,
             last_used: now(),
+            flat: None,
             boot: Some(self.boot.clone()),
         };
         let image = Arc::new(self.image(&record));
@@ -218,7 +230,7 @@ impl Inner {
         });
     }
 
-    fn write_record(&self, record: &Record) -> Result<(), ImageError> {
+    pub(super) fn write_record(&self, record: &Record) -> Result<(), ImageError> {
         let text = serde_json::to_vec(record).expect("a record has only string keys");
         self.write(&self.record_path(&record.digest), &text)
             .map_err(ImageError::io("record of an image cannot be written"))

@@ -72,7 +72,7 @@ impl ImageStore {
         state.kept = Some(held);
     }
 
-    /// Removes what a crash left behind and, where the store holds more than it may, what
+    /// Removes what a crash left behind, makes one folder of many layers and, where the store holds more than it may, what
     /// nobody needs. Blocks.
     ///
     /// # Errors
@@ -80,6 +80,7 @@ impl ImageStore {
     pub fn tidy(&self) -> Result<(), ImageError> {
         self.expire_uploads()?;
         self.inner.remove_strays()?;
+        self.inner.make_flats();
         match self.inner.make_room(0, false) {
             Err(ImageError::NoRoom(why)) => {
                 tracing::warn!(%why, "image store holds more than it should");
@@ -169,7 +170,8 @@ impl Inner {
             // Gone in the meantime.
             uploads += entry?.metadata().map_or(0, |meta| meta.len());
         }
-        Ok(layers + uploads + state.taken)
+        let flats: u64 = state.images.values().filter_map(|(record, _)| record.flat).sum();
+        Ok(layers + flats + uploads + state.taken)
     }
 }
 
