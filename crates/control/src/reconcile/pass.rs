@@ -203,8 +203,10 @@ impl Reconciler {
         let (number, phase) = (rollout.number.0, rollout.phase.name().to_owned());
         tracing::info!(app = %app.key, rollout = number, phase, why, "rollout");
         self.note(&app.key, Fact::Rollout { number, phase, why });
-        if rollout.phase.is_final() {
+        if rollout.phase.is_final() || rollout.phase.is_through() {
             self.settled.notify_one();
+        }
+        if rollout.phase.is_final() {
             self.finish_record(&app.key, rollout.number);
         }
         Ok(())
