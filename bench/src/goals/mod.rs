@@ -8,6 +8,7 @@ mod pull;
 mod restart;
 mod rollback;
 mod scale;
+mod site;
 mod slowest;
 mod stall;
 mod under_load;
@@ -106,6 +107,13 @@ pub(crate) const GOALS: &[Goal] = &[
         title: "registry to first answer, 200 MB in eight layers",
         rounds: 5,
         measure: pull::measure,
+    },
+    Goal {
+        name: "site",
+        number: "s",
+        title: "static files, beside nginx",
+        rounds: 5,
+        measure: site::measure,
     },
     Goal {
         name: "footprint",

@@ -27,6 +27,27 @@ impl Nginx {
         let folder = folder.join("nginx");
         fs::create_dir_all(&folder)?;
         write_config(&folder, listen, upstream)?;
+        Self::run(folder, listen)
+    }
+
+    /// Starts nginx with the files of a folder.
+    pub(crate) fn files(folder: &Path, listen: SocketAddr, root: &Path) -> anyhow::Result<Self> {
+        let folder = folder.join("nginx-files");
+        fs::create_dir_all(&folder)?;
+        let root = root.display();
+        let text = format!(
+            "daemon off;\nuser root;\nworker_processes 2;\npid nginx.pid;\n\
+             error_log stderr crit;\nevents {{ worker_connections 4096; }}\n\
+             http {{\n  access_log off;\n  sendfile on;\n  tcp_nopush on;\n\
+             \x20 keepalive_requests 1000000;\n  open_file_cache max=1000;\n\
+             \x20 types {{ text/html html; application/octet-stream bin; }}\n\
+             \x20 server {{ listen {listen}; root {root}; }}\n}}\n"
+        );
+        fs::write(folder.join("nginx.conf"), text).context("nginx.conf")?;
+        Self::run(folder, listen)
+    }
+
+    fn run(folder: PathBuf, listen: SocketAddr) -> anyhow::Result<Self> {
         let process = command(&folder)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -156,7 +156,9 @@ async fn what_only_instances_can_do_is_refused() {
     let web = client.deploy("web", json!({"source": "sim/ready:1"})).await;
     client.ended(web).await;
 
-    let refused = |path: String, body| async { client.refused(Method::POST, &path, body).await };
+    let client = &client;
+    let refused =
+        |path: String, body| async move { client.refused(Method::POST, &path, body).await };
     let (docs, web) = (app_path("docs"), app_path("web"));
     for (path, body) in [
         (format!("{docs}/scale"), json!({"instances": 3})),

@@ -26,11 +26,15 @@ pub(crate) struct Sites(Mutex<State>);
 #[derive(Default)]
 struct State {
     agreed: BTreeMap<AppKey, Agreement>,
+    /// Agreements sought until now.
+    sought: u64,
     wakes: Option<mpsc::UnboundedSender<AppKey>>,
 }
 
 struct Agreement {
     route: SiteRoute,
+    /// Which one it is: the same route may come twice, with another one in between.
+    number: u64,
     /// Every gateway has acknowledged it.
     made: bool,
 }
@@ -153,15 +157,17 @@ impl Reconciler {
             }
             _ => {}
         }
-        let agreement = Agreement { route: route.clone(), made: false };
+        sites.sought += 1;
+        let number = sites.sought;
+        let agreement = Agreement { route: route.clone(), number, made: false };
         sites.agreed.insert(key.clone(), agreement);
         drop(sites);
-        let (reconciler, key, route) = (Arc::clone(self), key.clone(), route.clone());
+        let (reconciler, key) = (Arc::clone(self), key.clone());
         tokio::spawn(async move {
             reconciler.publisher.agreed(&key).await;
             let mut sites = reconciler.sites.lock();
             if let Some(agreement) = sites.agreed.get_mut(&key)
-                && agreement.route == route
+                && agreement.number == number
             {
                 agreement.made = true;
                 // Nobody listens: `serve` ends.

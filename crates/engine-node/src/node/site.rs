@@ -35,7 +35,8 @@ pub(super) fn check(image: &Image, rules: &Site) -> Result<PathBuf, UserError> {
 
 fn read(folder: &Path) -> Result<SiteIndex, String> {
     let root = File::open(folder).map_err(|error| error.to_string())?;
-    let index = beneath(&root, INDEX_FILE, OFlags::RDONLY)
+    // A pipe does not block.
+    let index = beneath(&root, INDEX_FILE, OFlags::RDONLY | OFlags::NONBLOCK)
         .map_err(|error| format!("its {INDEX_FILE} cannot be read: {error}"))?;
     let mut text = Vec::new();
     let index = index.take(MAX_INDEX_BYTES + 1).read_to_end(&mut text);
@@ -61,7 +62,7 @@ fn is_there(root: &File, file: &SiteFile) -> bool {
 
 /// Opens what lies at `path` below `root`, through no link.
 fn beneath(root: impl AsFd, path: &str, flags: OFlags) -> io::Result<File> {
-    let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let flags = flags | OFlags::CLOEXEC;
     let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     Ok(File::from(openat2(root, path, flags, Mode::empty(), within)?))
 }

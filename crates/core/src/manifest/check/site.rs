@@ -76,10 +76,10 @@ pub(super) fn check(manifest: &Manifest, broken: &mut Broken) {
 
 /// The field of a manifest to which `path` belongs, where a site may not have it.
 fn foreign(path: &str) -> Option<String> {
-    let within = |of: &&str| {
-        path.strip_prefix(*of).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    let within = |of: &str| {
+        path.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
-    if ALLOWED.iter().any(|allowed| within(&allowed)) {
+    if ALLOWED.iter().any(|allowed| within(allowed)) {
         return None;
     }
     let deep = ["http.", "rollout."].iter().any(|nested| path.starts_with(nested));

@@ -71,7 +71,7 @@ pub fn is_hashed(path: &str) -> bool {
     let (folders, name) = path.rsplit_once('/').unwrap_or(("", path));
     let built = folders.split('/').any(|folder| BUILT.contains(&folder));
     let Some((stem, _)) = name.rsplit_once('.') else { return false };
-    let has = |part: &str, what: fn(&u8) -> bool| part.as_bytes().iter().any(|byte| what(byte));
+    let has = |part: &str, what: fn(&u8) -> bool| part.as_bytes().iter().any(what);
     let hexadecimal = |part: &str| {
         (8..=64).contains(&part.len())
             && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
