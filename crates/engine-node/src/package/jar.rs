@@ -19,6 +19,7 @@ use stead_core::api::package::{BaseName, PackageKind, PackedConfig, RuntimeName}
 
 use super::error::PackError;
 use super::pack::{Needs, Pack, PackOptions, USUAL_PORT};
+use super::tar::Node;
 use super::zip::{Archive, Limits};
 
 pub(super) use classes::refer;
@@ -88,6 +89,12 @@ pub(super) fn base(path: &Path, java: u32, options: &PackOptions) -> Result<Base
             because: &format!("its classes need Java {java}"),
         },
     )
+}
+
+/// The folder the App starts in. Programs write there, such as logs of their own; what is in it
+/// stays root's.
+pub(super) fn home() -> Node {
+    Node::folder().mode(0o1777)
 }
 
 /// How a jar is run. Everybody who can be told the port by the environment is told.

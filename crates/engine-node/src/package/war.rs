@@ -11,7 +11,8 @@ use stead_core::api::package::{PackageKind, PackedConfig, RuntimeName};
 
 use super::error::PackError;
 use super::jar::{
-    APP, Boot, LARGEST_TEXT, Manifest, base, config, inner_time, is_loader, manifest_of, refer,
+    APP, Boot, LARGEST_TEXT, Manifest, base, config, home, inner_time, is_loader, manifest_of,
+    refer,
 };
 use super::pack::{Needs, Pack, PackOptions, USUAL_PORT};
 use super::tar::{Layer, Node, Tree};
@@ -53,7 +54,7 @@ fn exploded(
     Ok(Pack {
         kind: PackageKind::War,
         base: Some(base(archive.path(), boot.java(archive, manifest)?, options)?),
-        layers: unpacked(archive, APP, boot.libraries)?,
+        layers: unpacked(archive, APP, home(), boot.libraries)?,
         config: PackedConfig { entrypoint, ..config("", options) },
         notes: Vec::new(),
     })
@@ -83,20 +84,23 @@ fn on_tomcat(archive: &Arc<Archive>, options: &PackOptions) -> Result<Pack, Pack
     Ok(Pack {
         kind: PackageKind::War,
         base: Some(base),
-        layers: unpacked(archive, ROOT, &["WEB-INF/lib/"])?,
+        layers: unpacked(archive, ROOT, Node::folder(), &["WEB-INF/lib/"])?,
         config: PackedConfig { port: Some(USUAL_PORT), ..PackedConfig::default() },
         notes,
     })
 }
 
-/// Everything in the archive below `root`: the libraries, then the rest.
+/// Everything in the archive below `root`, which is a folder like `top`: the libraries, then the
+/// rest.
 fn unpacked(
     archive: &Arc<Archive>,
     root: &str,
+    top: Node,
     libraries: &[&str],
 ) -> Result<Vec<Layer>, PackError> {
     archive.unpackable()?;
     let (mut dependencies, mut application) = (Tree::new(), Tree::new());
+    application.add(root, top)?;
     for entry in archive.entries() {
         let place = format!("{root}/{}", entry.name);
         if entry.is_folder() {

@@ -13,7 +13,7 @@ use super::super::error::PackError;
 use super::super::pack::{Pack, PackOptions};
 use super::super::tar::{Content, Layer, Node, Tree};
 use super::super::zip::{Archive, first_time};
-use super::{APP, Manifest, base, classes, config, file_name, newest};
+use super::{APP, Manifest, base, classes, config, file_name, home, newest};
 
 /// The jar that starts a Quarkus application.
 pub(super) const QUARKUS: &str = "quarkus-run.jar";
@@ -53,6 +53,7 @@ pub(super) fn pack(
         }
     }
     let mut application = Tree::new();
+    application.add(APP, home())?;
     let name = file_name(path);
     // A fast-jar finds the rest by its own place, and reads an index of it.
     let name = if name == QUARKUS { QUARKUS } else { "app.jar" };

@@ -16,7 +16,9 @@ use super::super::error::PackError;
 use super::super::pack::{Pack, PackOptions};
 use super::super::tar::{Content, Layer, Node, Tree};
 use super::super::zip::{Archive, Entry, Jar, Member};
-use super::{APP, LARGEST_TEXT, MANIFEST, Manifest, base, classes, config, inner_time, newest};
+use super::{
+    APP, LARGEST_TEXT, MANIFEST, Manifest, base, classes, config, home, inner_time, newest,
+};
 
 /// Spring Boot from this version on needs Java 17, whatever the application needs.
 const NEEDS_17: u32 = 3;
@@ -104,6 +106,7 @@ impl Boot {
             trees[at].add(format!("{APP}/{}", self.place(library)), node)?;
         }
         let thin = self.thin(archive, manifest, &libraries)?;
+        trees[index.application].add(APP, home())?;
         let node = Node::file(Content::Made(Arc::new(thin))).mtime(newest(archive));
         trees[index.application].add(format!("{APP}/{THIN}"), node)?;
         let layers = index.names.into_iter().zip(trees).filter(|(_, tree)| !tree.is_empty());
@@ -223,6 +226,8 @@ impl Layers {
     fn read(boot: &Boot, archive: &Archive) -> Result<Self, PackError> {
         /// Layers of an index: more would not be layers of an image.
         const MOST: usize = 32;
+        /// Bytes of a layer's name, which people are shown.
+        const LONGEST: usize = 64;
         let text = boot.text(archive, "layers.idx")?;
         let (mut names, mut rules) = (Vec::<String>::new(), Vec::new());
         for (inner, name) in text.lines().filter_map(item) {
@@ -232,7 +237,9 @@ impl Layers {
                 rules.push((name.to_owned(), layer));
             }
         }
-        if names.is_empty() || names.len() > MOST {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let named = |name: &String| name.len() <= LONGEST && name.bytes().all(plain);
+        if names.is_empty() || names.len() > MOST || !names.iter().all(named) {
             let names = ["dependencies", "snapshots", "application"].map(str::to_owned).to_vec();
             return Ok(Self { names, rules: Vec::new(), application: 2, snapshots: Some(1) });
         }
