@@ -153,7 +153,7 @@ fn every_route(document: &utoipa::openapi::OpenApi) -> Vec<(Method, String)> {
 fn expected(method: &Method, path: &str) -> (Role, bool) {
     let of_app = path.contains("/apps");
     let of_bytes = path.contains("/uploads/") || path.ends_with("/archive");
-    let role = if of_bytes || path.ends_with("/compose") {
+    let role = if of_bytes || path.ends_with("/compose") || path.ends_with("/registries") {
         Role::Deployer
     } else if *method == Method::GET {
         if path.ends_with("/tokens") || path.ends_with("/doctor") {
