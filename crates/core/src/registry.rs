@@ -99,7 +99,9 @@ fn check_host(host: &str) -> Result<(), String> {
             None => (Some(host), None),
         },
     };
-    if port.is_some_and(|port| port.parse::<u16>().is_err()) {
+    // A sign would parse, too, and make two names of one registry.
+    let is_port = |port: &str| !port.starts_with('+') && port.parse::<u16>().is_ok();
+    if !port.is_none_or(is_port) {
         return Err(format!("the port in {host:?} is not a number from 0 to 65535"));
     }
     let label = |label: &str| {
