@@ -1,6 +1,7 @@
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
 
+use super::read::SIZES_FOLLOW;
 use super::*;
 
 /// A file as it is written to a test's archive; a test spoils what it is about.
