@@ -2,11 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod image_support;
 mod sandbox_harness;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
+
+use image_support::{Layer, TestImage, options};
+use stead_engine_node::image::ImageStore;
 
 use sandbox_harness::{PATIENCE, Platform, shell};
 
@@ -29,6 +34,22 @@ fn layers(platform: &Platform, count: usize) -> Vec<PathBuf> {
     }
     let base = platform.folder().join("image");
     [base].into_iter().chain((0..count).map(layer)).collect()
+}
+
+/// The one folder that the image store makes of these layers.
+async fn flat(platform: &Platform, layers: &[PathBuf]) -> Vec<PathBuf> {
+    let tar = |layer: &PathBuf| {
+        let tar = Command::new("tar").arg("-C").arg(layer).args(["-cf", "-", "."]).output();
+        Layer::plain(tar.unwrap().stdout)
+    };
+    let layout = platform.folder().join("layout");
+    TestImage::new(layers.iter().map(tar).collect()).write_layout(&layout);
+    let store = ImageStore::open(&platform.folder().join("store"), options()).unwrap();
+    let image = store.import(&layout, None, &()).await.unwrap();
+    store.tidy().unwrap();
+    let stack = image.stack();
+    assert_eq!((image.layers.len(), stack.len()), (layers.len(), 1));
+    stack
 }
 
 /// Reads every file, and looks for as many that are in no layer.
@@ -68,6 +89,7 @@ async fn a_container_of_many_layers_has_the_files_of_all() {
     let many = layers(&platform, 127);
     let script = format!("set -- /app/*/*; [ $# = {FILES} ] && echo through");
     first_output(&platform, "many", &many, &script).await;
+    first_output(&platform, "flat", &flat(&platform, &many).await, &script).await;
     platform.close().await;
 }
 
@@ -77,9 +99,11 @@ async fn what_layers_cost() {
     const ROUNDS: usize = 30;
     let platform = Platform::open("cost", 4).await;
     let counts = [1, 8, 32, 127];
-    let stacks = counts.map(|count| layers(&platform, count));
+    let mut stacks = counts.map(|count| layers(&platform, count)).to_vec();
+    stacks.push(flat(&platform, &stacks[3]).await);
+    let names = ["1 layer", "8 layers", "32 layers", "127 layers", "127 in one folder"];
     for (what, script) in [("echo", "echo through".to_owned()), ("read all", script())] {
-        let mut took = counts.map(|_| Vec::new());
+        let mut took = names.map(|_| Vec::new());
         for round in 0..ROUNDS {
             // Interleaved: what else the machine does hits all alike.
             for (at, stack) in stacks.iter().enumerate() {
@@ -87,11 +111,11 @@ async fn what_layers_cost() {
                 took[at].push(first_output(&platform, &id, stack, &script).await);
             }
         }
-        for (count, mut took) in counts.into_iter().zip(took) {
+        for (name, mut took) in names.into_iter().zip(took) {
             took.sort_unstable();
             let at = |share: usize| took[took.len() * share / 100].as_secs_f64() * 1000.0;
             println!(
-                "{what}: {count:>3} layers  median {:.2} ms  quarter {:.2}..{:.2} ms",
+                "{what}, {name}: median {:.2} ms, quarters {:.2}..{:.2} ms",
                 at(50),
                 at(25),
                 at(75)

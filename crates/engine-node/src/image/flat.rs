@@ -46,22 +46,27 @@ pub(super) fn flatten(
     flat.take(DISK_BLOCK)?;
     // Deep trees need no deep stack. Folders are finished in reverse: filling one changes its
     // time, and may need more rights than it gives.
-    let mut pending = vec![(Vec::new(), (0..flat.layers.len()).collect::<Vec<_>>())];
-    let mut folders = Vec::new();
-    while let Some((path, from)) = pending.pop() {
-        let inside = flat.fill(&path, &from)?;
-        pending.extend(inside.into_iter().map(|(name, from)| (join(&path, &name), from)));
-        folders.push((path, from[0]));
+    let mut pending = vec![Folder { path: Vec::new(), from: (0..flat.layers.len()).collect() }];
+    let mut filled = Vec::new();
+    while let Some(folder) = pending.pop() {
+        pending.extend(flat.fill(&folder)?);
+        filled.push(folder);
     }
-    for (path, topmost) in folders.iter().rev() {
-        let open = |folder: &Beneath| folder.get_plain(path, FOLDER).map_err(io::Error::from);
-        describe(&open(&flat.target)?, &open(&flat.layers[*topmost])?)?;
+    for Folder { path, from } in filled.iter().rev() {
+        let open = |at: &Beneath| at.get_plain(path, FOLDER).map_err(io::Error::from);
+        describe(&open(&flat.target)?, &open(&flat.layers[from[0]])?)?;
     }
     Ok(flat.bytes)
 }
 
 fn join(folder: &[u8], name: &[u8]) -> Vec<u8> {
     if folder.is_empty() { name.to_vec() } else { [folder, name].join(&b'/') }
+}
+
+/// A folder, and the layers that have it, topmost first.
+struct Folder {
+    path: Vec<u8>,
+    from: Vec<usize>,
 }
 
 struct Flat<'a> {
@@ -86,13 +91,8 @@ impl Flat<'_> {
         (self.room)(bytes)
     }
 
-    /// Fills the folder at `path`, which these layers have, topmost first. Gives the folders
-    /// in it, made and empty, with the layers that have them.
-    fn fill(
-        &mut self,
-        path: &[u8],
-        from: &[usize],
-    ) -> Result<Vec<(Vec<u8>, Vec<usize>)>, LayerError> {
+    /// Fills a folder. Gives the folders in it, made and empty.
+    fn fill(&mut self, Folder { path, from }: &Folder) -> Result<Vec<Folder>, LayerError> {
         let open = |at: &usize| Ok((*at, self.layers[*at].get_plain(path, FOLDER)?));
         let parts: Vec<(usize, OwnedFd)> = from.iter().map(open).collect::<io::Result<_>>()?;
         let mut names = BTreeMap::new();
@@ -107,7 +107,7 @@ impl Flat<'_> {
                 Seen::Folder { from, .. } => {
                     self.take(DISK_BLOCK)?;
                     mkdirat(&into, name.as_slice(), Mode::RWXU).map_err(io::Error::from)?;
-                    folders.push((name, from));
+                    folders.push(Folder { path: join(path, &name), from });
                 }
                 Seen::Other(Some((at, stat))) => {
                     let (_, part) = parts
