@@ -336,7 +336,8 @@ pub trait Engine: Send + Sync + 'static {
 /// For an engine that leaves something to others.
 fn cannot(what: &str) -> EngineError {
     let message = format!("this engine does not {what}");
-    UserError::new(Code::NotBuilt, message, "use `stead` with its own engine for one machine").into()
+    UserError::new(Code::NotBuilt, message, "use `stead` with its own engine for one machine")
+        .into()
 }
 
 /// An address that requests may be sent to: one ready Container.

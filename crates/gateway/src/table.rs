@@ -238,7 +238,10 @@ impl World {
         prefixes.sort_by_key(|prefix| std::cmp::Reverse(prefix.len()));
         let view = View {
             shares: Shares::new(&routes.split, slow_start, open.clone()),
-            site: routes.site.as_ref().map(|site| Arc::new(Site::new(site, library, &app.counters))),
+            site: routes
+                .site
+                .as_ref()
+                .map(|site| Arc::new(Site::new(site, library, &app.counters))),
             prefixes,
             park: routes.park,
             watched: routes.report_ms.is_some(),

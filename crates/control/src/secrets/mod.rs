@@ -29,8 +29,8 @@ use stead_core::name::AppKey;
 use stead_core::secret::Secret;
 use stead_core::time::Time;
 
-use crate::store::{Document, Kind, Store, StoreError, Versioned, Write};
 use crate::registries::{self, StoredLogin};
+use crate::store::{Document, Kind, Store, StoreError, Versioned, Write};
 pub(crate) use seal::Sealed;
 use seal::{Key, KeyError};
 

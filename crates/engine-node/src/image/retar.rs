@@ -74,7 +74,10 @@ impl Layer {
                 let slash = path.iter().rposition(|&b| b == b'/').map_or(0, |slash| slash + 1);
                 let (folder, name) = path.split_at(slash);
                 let hiding = [folder, WHITEOUT, name].concat();
-                writer.entry(&hiding, EntryType::Regular, &stat, None, 0, &[])?;
+                // Its time is that of unpacking, which is nobody's business.
+                let mut gone = stat;
+                gone.st_mtime = 0;
+                writer.entry(&hiding, EntryType::Regular, &gone, None, 0, &[])?;
             }
             // Unpacking makes no such thing.
             kind => return Err(io::Error::other(format!("layer holds a {kind:?}"))),
@@ -249,7 +252,10 @@ pub(super) fn attributes(file: &impl AsFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>
 }
 
 /// The value of an extended attribute, if it is there.
-pub(super) fn attribute(file: &impl AsFd, name: impl rustix::path::Arg + Copy) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn attribute(
+    file: &impl AsFd,
+    name: impl rustix::path::Arg + Copy,
+) -> io::Result<Option<Vec<u8>>> {
     // The kernel's limit for one value.
     let mut value = vec![0; 64 << 10];
     match fgetxattr(file, name, value.as_mut_slice()) {

@@ -304,7 +304,8 @@ impl Engine for NodeEngine {
         }
         let images = self.shared.images.clone();
         images.keep(keep);
-        let pruned = blocking(move || images.prune(&in_use, before)).await?.map_err(UserError::from)?;
+        let pruned =
+            blocking(move || images.prune(&in_use, before)).await?.map_err(UserError::from)?;
         for worker in self.lock().values() {
             worker.look_for_images();
         }

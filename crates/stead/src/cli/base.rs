@@ -176,7 +176,8 @@ async fn tomcat(
     java: BaseName,
 ) -> Result<BaseSource> {
     let named = |part: &str| version.strip_prefix(part).is_some_and(|rest| rest.starts_with('.'));
-    if name.runtime != RuntimeName::Tomcat || !(named(name.version()) || version == name.version()) {
+    if name.runtime != RuntimeName::Tomcat || !(named(name.version()) || version == name.version())
+    {
         let message = format!("Tomcat {version} is not {name}");
         return Err(bad(message, "such as: tomcat:10.1 --from-maven 10.1.34").into());
     }

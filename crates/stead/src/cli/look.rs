@@ -12,6 +12,7 @@ use stead_core::engine::Usage;
 use stead_core::fleet::{ArchiveSeen, Health, JvmSeen, TrafficState};
 use stead_core::ids::{Ordinal, ReleaseNo, RolloutNo};
 use stead_core::name::{AppKey, AppName, NamespaceName};
+use stead_core::time::Micros;
 
 use super::{Context, app_path};
 use crate::output::human::{self, or_dash};
@@ -179,8 +180,8 @@ fn jvm_text(jvm: &JvmSeen) -> String {
         ArchiveSeen::Recording => "an archive of its classes is being recorded".to_owned(),
         ArchiveSeen::Kept(kept) => format!(
             "start {} → {} ({:.1}x, {} {})",
-            kept.plain,
-            kept.fast,
+            seconds(kept.plain),
+            seconds(kept.fast),
             kept.gain(),
             kept.kind.as_str(),
             human::bytes(kept.bytes)
@@ -188,6 +189,11 @@ fn jvm_text(jvm: &JvmSeen) -> String {
         ArchiveSeen::None { why } => format!("starts without an archive: {why}"),
     };
     format!("{}, {start}", jvm.jdk)
+}
+
+/// A length that is compared with another one: a tenth of a second is enough.
+fn seconds(length: Micros) -> String {
+    format!("{:.1} s", length.0 as f64 / 1e6)
 }
 
 pub(super) async fn ps(context: &Context, app: &AppName) -> Result<()> {
@@ -418,7 +424,7 @@ mod tests {
 
     use stead_core::api::Ledger;
     use stead_core::fleet::{ArchiveKept, ArchiveKind};
-    use stead_core::time::{Micros, Time};
+    use stead_core::time::Time;
 
     use super::*;
 
@@ -438,7 +444,7 @@ mod tests {
             archive: ArchiveSeen::Kept(kept),
             notes: Vec::new(),
         };
-        let gain = "Debian 17.0.15, start 2900.0 ms → 1700.0 ms (1.7x, AppCDS 40.0 MiB)";
+        let gain = "Debian 17.0.15, start 2.9 s → 1.7 s (1.7x, AppCDS 40.0 MiB)";
         assert_eq!(jvm_text(&jvm), gain);
         jvm.archive = ArchiveSeen::None { why: "jvm.archive is off".to_owned() };
         let none = "Debian 17.0.15, starts without an archive: jvm.archive is off";

@@ -74,9 +74,9 @@ impl FromStr for Quota {
         let factor = SIZES.iter().find(|(name, _)| *name == unit).map(|(_, factor)| factor);
         let size = number.parse().ok().zip(factor).and_then(|(n, f): (u64, _)| n.checked_mul(*f));
         let bytes = size.filter(|bytes| *bytes > 0);
-        bytes.map(|bytes| Self(Some(bytes))).ok_or_else(|| {
-            "expected a size such as 500MB, 20GB or 8GiB, or none".to_owned()
-        })
+        bytes
+            .map(|bytes| Self(Some(bytes)))
+            .ok_or_else(|| "expected a size such as 500MB, 20GB or 8GiB, or none".to_owned())
     }
 }
 

@@ -12,7 +12,9 @@ use std::str::FromStr;
 
 use crate::error::Code;
 use crate::manifest::check;
-use crate::manifest::choice::{Isolation, JvmArchive, JvmThreads, Order, Protocol, RestartPolicy, Strategy};
+use crate::manifest::choice::{
+    Isolation, JvmArchive, JvmThreads, Order, Protocol, RestartPolicy, Strategy,
+};
 use crate::manifest::fields::Manifest;
 use crate::manifest::problem::{BadValue, FieldPath, Position, Problem, Problems};
 use crate::manifest::quantity::{Amount, Cpu, Memory, Pause, Span};

@@ -32,8 +32,8 @@ use stead_core::registry::{
 
 use self::address::{Guarded, Reach};
 pub(super) use self::blob::BlobStream;
-pub(super) use self::remote::Remote;
 use self::remote::Place;
+pub(super) use self::remote::Remote;
 use self::repository::Repository;
 use super::error::ImageError;
 use super::reference::Reference;
