@@ -9,6 +9,7 @@ mod answer;
 mod contest;
 mod engine;
 mod goals;
+mod link;
 mod peers;
 mod platform;
 mod table;

@@ -16,8 +16,8 @@ use stead_testkit::images::{Image, Layer, LayerBuilder, Settings, TRIVIAL_PORT, 
 use stead_testkit::registry::Registry;
 
 use crate::answer::{timed, wait_for};
-use crate::contest::{Better, Contestant, Outcome, interleave_cold};
-use crate::goals::loopback;
+use crate::contest::{Better, Contestant, Outcome, Row, interleave_cold};
+use crate::goals::{PhasesOf, loopback};
 use crate::link::Link;
 use crate::peers::{Containerd, Podman};
 use crate::platform::Platform;
@@ -56,17 +56,22 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
     );
     let ports = "podman publishes a port; containerd, by ctr, uses the host's network; stead sets \
                  up a network and answers through its gateway";
-    let outcome = |title: &str, goal, rows, more: &str| Outcome {
+    let measures_stead = peers.stead.is_some();
+    let outcome = |title: &str, goal, (rows, phases): (Vec<Row>, PhasesOf), more: &str| Outcome {
         title: format!("Goal 11: registry to first answer, {title}"),
         goal,
         unit: "ms",
         better: Better::Less,
         rows,
-        notes: vec![note.clone(), ports.to_owned(), more.to_owned()],
+        notes: {
+            let of_stead = measures_stead.then(|| phases.summary());
+            [note.clone(), ports.to_owned(), more.to_owned()].into_iter().chain(of_stead).collect()
+        },
     };
-    let cold = interleave_cold(peers.cold(&direct), rounds);
-    let shaped = interleave_cold(peers.cold(&slow), rounds.div_ceil(2));
-    let shared = interleave_cold(peers.shared(&direct), rounds);
+    let [cold, shaped, shared] = [0; 3].map(|_| PhasesOf::new("stead"));
+    let cold = (interleave_cold(peers.cold(&direct, &cold), rounds), cold);
+    let shaped = (interleave_cold(peers.cold(&slow, &shaped), rounds.div_ceil(2)), shaped);
+    let shared = (interleave_cold(peers.shared(&direct, &shared), rounds), shared);
     peers.clean(&direct)?;
     Ok(vec![
         outcome("cold", "5x podman and containerd", cold, "the registry is on loopback"),
@@ -122,6 +127,8 @@ struct Turn {
     fetch: Box<dyn Fn(&str) -> anyhow::Result<()>>,
     /// Fetches and runs one, until it answers.
     run: Box<dyn Fn(&str, &str) -> anyhow::Result<()>>,
+    /// Follows a turn, off the clock.
+    after: Box<dyn Fn() -> anyhow::Result<()>>,
 }
 
 impl Peers {
@@ -136,10 +143,11 @@ impl Peers {
         })
     }
 
-    fn turns(&self) -> Vec<Turn> {
+    fn turns(&self, phases: &PhasesOf) -> Vec<Turn> {
         let mut turns = Vec::new();
         if let Some(platform) = &self.stead {
             let (empty, fetch, run) = (platform.clone(), platform.clone(), platform.clone());
+            let (after, phases) = (platform.clone(), phases.clone());
             turns.push(Turn {
                 name: "stead",
                 empty: Box::new(move |_| {
@@ -152,6 +160,10 @@ impl Peers {
                 run: Box::new(move |reference, version| {
                     run.deploy_reference(NAME, reference)?;
                     wait_for(Platform::gateway(), &Platform::host(NAME), version).map(drop)
+                }),
+                after: Box::new(move || {
+                    after.settled(NAME, 1)?;
+                    phases.collect(&after, NAME)
                 }),
             });
         }
@@ -170,6 +182,7 @@ impl Peers {
                     run.pull_and_run(NAME, reference, address)?;
                     wait_for(address, "bench", version).map(drop)
                 }),
+                after: Box::new(|| Ok(())),
             });
         }
         if self.containerd.is_some() {
@@ -185,28 +198,34 @@ impl Peers {
                     Containerd::run(NAME, reference, 20_011)?;
                     wait_for(loopback(20_011), "bench", version).map(drop)
                 }),
+                after: Box::new(|| Ok(())),
             });
         }
         turns
     }
 
     /// Nothing is on the node.
-    fn cold<'a>(&self, images: &'a Images) -> Vec<Contestant<'a>> {
-        self.contestants(images, |turn| (turn.empty)(images), LAYERS..=LAYERS + 1)
+    fn cold<'a>(&self, images: &'a Images, phases: &PhasesOf) -> Vec<Contestant<'a>> {
+        Self::contestants(
+            self.turns(phases),
+            images,
+            |turn| (turn.empty)(images),
+            LAYERS..=LAYERS + 1,
+        )
     }
 
     /// The first version is on the node, and shares all layers but one with the second.
-    fn shared<'a>(&self, images: &'a Images) -> Vec<Contestant<'a>> {
+    fn shared<'a>(&self, images: &'a Images, phases: &PhasesOf) -> Vec<Contestant<'a>> {
         let before = |turn: &Turn| {
             (turn.empty)(images)?;
             (turn.fetch)(&images.reference("1"))
         };
-        self.contestants(images, before, 1..=2)
+        Self::contestants(self.turns(phases), images, before, 1..=2)
     }
 
     /// Turns that fetch as many blobs as `fetched` says: the config counts as one.
     fn contestants<'a>(
-        &self,
+        turns: Vec<Turn>,
         images: &'a Images,
         before: impl Fn(&Turn) -> anyhow::Result<()> + Copy + 'a,
         fetched: std::ops::RangeInclusive<usize>,
@@ -219,6 +238,7 @@ impl Peers {
                 let took = timed(|| (turn.run)(&images.reference("2"), "2"))?;
                 let blobs: BTreeSet<_> = images.registry.fetched().into_iter().collect();
                 ensure!(fetched.contains(&blobs.len()), "{} blobs were fetched", blobs.len());
+                (turn.after)()?;
                 Ok(took)
             });
             contestant.before(move || {
@@ -228,11 +248,12 @@ impl Peers {
             });
             contestant
         };
-        self.turns().into_iter().map(contestant).collect()
+        turns.into_iter().map(contestant).collect()
     }
 
     fn clean(&self, images: &Images) -> anyhow::Result<()> {
-        self.turns().iter().try_for_each(|turn| (turn.empty)(images))
+        let turns = self.turns(&PhasesOf::new("stead"));
+        turns.iter().try_for_each(|turn| (turn.empty)(images))
     }
 }
 
