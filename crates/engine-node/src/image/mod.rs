@@ -7,6 +7,8 @@
 //!
 //! A layer's way: `registry` or `import` (bytes) → `layer` (hash, decompress) → `archive`
 //! (tar entries) → `unpack` (files beneath one folder) → `store` (complete, or gone).
+//! What is sent in pieces (`upload`) becomes an image in `compose`; `export` and `retar` write
+//! images out; `flat` makes one folder of many layers.
 
 mod archive;
 mod beneath;

@@ -36,7 +36,7 @@ impl Room {
             }
             // As it would have been said before the first piece.
             Err(ImageError::NoRoom(NoRoom::Quota { wanted, used, quota })) => {
-                let (wanted, used) = (wanted + self.taken, used - self.taken);
+                let (wanted, used) = (wanted.saturating_add(self.taken), used - self.taken);
                 Err(NoRoom::Quota { wanted, used, quota }.into())
             }
             Err(error) => Err(error),
@@ -72,8 +72,8 @@ impl ImageStore {
         state.kept = Some(held);
     }
 
-    /// Removes what a crash left behind, makes one folder of many layers and, where the store holds more than it may, what
-    /// nobody needs. Blocks.
+    /// Removes what a crash left behind, makes one folder of many layers and, where the store
+    /// holds more than it may, removes what nobody needs. Blocks.
     ///
     /// # Errors
     /// When the disk fails. That it holds too much in spite of all is none.
