@@ -124,7 +124,7 @@ impl Platform {
     /// Waits until an archive of the App's classes is recorded; gives what it was measured at.
     pub(crate) fn recorded(&self, app: &str) -> anyhow::Result<String> {
         let path = format!("/namespaces/default/apps/{app}");
-        let deadline = Instant::now() + PATIENCE * 5;
+        let deadline = Instant::now() + PATIENCE * 15;
         while Instant::now() < deadline {
             let archive = self.ask("GET", &path, None)?["jvm"]["archive"].clone();
             match archive["state"].as_str() {
