@@ -15,6 +15,7 @@ use crate::api::{
     SecretRequest, SteerRequest, TokenRequest,
 };
 use crate::app::{App, Release};
+use crate::error::Code;
 use crate::manifest::{self, Manifest, Site};
 use crate::routes::site::{Answer, Asked, Found, SiteIndex, answer, normal_path};
 use crate::routes::{HostIndex, RouteTable, ToGateway, ToServe};
@@ -37,7 +38,10 @@ fn manifest(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     match manifest::parse(text, "app.yaml") {
         Ok(manifest) => {
-            assert_eq!(manifest.problems(), []);
+            // Whoever reads the text reads the files it names; the type alone knows none.
+            let others =
+                manifest.problems().into_iter().find(|p| p.code != Code::ManifestFileMissing);
+            assert_eq!(others, None);
             let written = serde_json::to_string(&manifest).expect("its keys are strings");
             let read: Manifest = serde_json::from_str(&written).expect("it was written so");
             assert_eq!(read, manifest);

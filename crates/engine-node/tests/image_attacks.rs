@@ -251,3 +251,67 @@ async fn an_archive_of_names_without_end_is_refused() {
     assert_eq!(error.code(), Code::NotAnImage, "{error}");
     assert!(error.to_string().contains("names"), "{error}");
 }
+
+// Docker CVE-2014-9356 and its like: documents that name files elsewhere.
+#[tokio::test]
+async fn documents_name_nothing_outside_their_archive() {
+    let home = Home::new();
+    let secret = home.path("outside/canary");
+    let secret = secret.to_str().unwrap();
+    let climbing = "../outside/canary";
+    for place in [secret, climbing, "link", "/link", "folder", "pipe"] {
+        for (config, layer) in [(place, "layer.tar"), ("config.json", place)] {
+            let manifest = serde_json::json!([{ "Config": config, "Layers": [layer] }]);
+            let config = serde_json::json!({ "rootfs": { "diff_ids": [
+                image_support::digest(b"alive").to_string()] } });
+            let tar = Tar::new()
+                .file("manifest.json", manifest.to_string())
+                .file("config.json", config.to_string())
+                .file("layer.tar", "x")
+                .symlink("link", secret)
+                .dir("folder/")
+                .raw(b'6', "pipe", "", b"", |_| {});
+            fs::write(home.path("layout"), tar.finish()).unwrap();
+            let error = home.open().import(&home.path("layout"), None, &()).await.unwrap_err();
+            assert_eq!(error.code(), Code::NotAnImage, "{place}: {error}");
+            home.assert_clean();
+        }
+    }
+}
+
+// A layout is a folder that others may have filled: its blobs are files in it, or nothing.
+#[tokio::test]
+async fn a_layout_s_blobs_are_its_own_files() {
+    let home = Home::new();
+    let outside = home.path("outside/blob");
+    for kind in ["absolute link", "climbing link", "pipe", "folder"] {
+        let image = TestImage::new(vec![Layer::plain(Tar::new().file("a", "x").finish())]);
+        image.write_layout(&home.path("layout"));
+        let hex = image_support::digest(&image.config).hex().to_owned();
+        let blob = home.path("layout/blobs/sha256").join(hex);
+        fs::remove_file(&blob).unwrap();
+        // What is outside is the very blob that is wanted: only its place is wrong.
+        fs::write(&outside, &image.config).unwrap();
+        match kind {
+            "absolute link" => std::os::unix::fs::symlink(&outside, &blob).unwrap(),
+            "climbing link" => {
+                std::os::unix::fs::symlink("../../../outside/blob", &blob).unwrap();
+            }
+            "pipe" => {
+                let mode = rustix::fs::Mode::RUSR;
+                let fifo = rustix::fs::FileType::Fifo;
+                rustix::fs::mknodat(rustix::fs::CWD, &blob, fifo, mode, 0).unwrap();
+            }
+            _ => fs::create_dir(&blob).unwrap(),
+        }
+        let store = home.open();
+        let importing = store.import(&home.path("layout"), None, &());
+        let made = tokio::time::timeout(std::time::Duration::from_secs(30), importing).await;
+        let error = made.unwrap().unwrap_err();
+        assert_eq!(error.code(), Code::NotAnImage, "{kind}: {error}");
+        fs::remove_file(&outside).unwrap();
+        drop(store);
+        home.assert_nothing_but_layers();
+        fs::remove_dir_all(home.path("layout")).unwrap();
+    }
+}
