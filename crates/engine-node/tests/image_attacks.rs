@@ -304,14 +304,14 @@ async fn a_layout_s_blobs_are_its_own_files() {
             }
             _ => fs::create_dir(&blob).unwrap(),
         }
-        let store = home.open();
-        let importing = store.import(&home.path("layout"), None, &());
+        let (store, layout) = (home.open(), home.path("layout"));
+        let importing = store.import(&layout, None, &());
         let made = tokio::time::timeout(std::time::Duration::from_secs(30), importing).await;
         let error = made.unwrap().unwrap_err();
         assert_eq!(error.code(), Code::NotAnImage, "{kind}: {error}");
         fs::remove_file(&outside).unwrap();
         drop(store);
         home.assert_nothing_but_layers();
-        fs::remove_dir_all(home.path("layout")).unwrap();
+        fs::remove_dir_all(layout).unwrap();
     }
 }
