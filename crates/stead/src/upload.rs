@@ -21,7 +21,7 @@ use stead_core::engine::ImageInfo;
 use stead_core::error::{Code, UserError};
 use stead_core::ids::Digest;
 use stead_core::manifest::Manifest;
-use stead_engine_node::package::{Pack, PackError, PackOptions, pack};
+use stead_engine_node::package::{Layer, Pack, PackError, PackOptions, pack};
 use tokio::time::Instant;
 
 use crate::client::Client;
@@ -98,43 +98,33 @@ impl Package {
             progress: if output.format == Format::Table { say } else { |_| {} },
         };
         let path = path.to_owned();
-        let packing = move || {
-            let pack = pack(&path, &options)?;
-            let layers =
-                pack.layers.iter().map(|layer| layer.packed()).collect::<Result<_, _>>()?;
-            Ok((pack, layers))
-        };
-        let (pack, layers) = blocking(packing).await?;
-        let request = ComposeRequest {
-            name: format!("package/{}/{}", manifest.namespace, manifest.app),
-            kind: pack.kind,
-            base: pack.base.clone(),
-            layers,
-            config: pack.config.clone(),
-        };
+        let name = format!("package/{}/{}", manifest.namespace, manifest.app);
+        let mut package = Self::cut(name, move || pack(&path, &options)).await?;
         let made = |base: &BaseName| {
             let view = bases.iter().find(|view| view.base == *base);
             view.is_some_and(|view| view.image.is_some())
         };
-        let base_is_here = pack.base.as_ref().is_none_or(made);
-        Ok(Self { pack: Arc::new(pack), request, base_is_here })
+        package.base_is_here = package.request.base.as_ref().is_none_or(made);
+        Ok(package)
     }
 
-    /// Something packed already, to be known as `name`, on a base that is made if need be.
+    /// Something packed already, to be known as `name`, on a base that is there.
     pub(crate) async fn of(name: String, pack: Pack) -> Result<Self> {
-        let packing = move || {
-            let layers =
-                pack.layers.iter().map(|layer| layer.packed()).collect::<Result<_, _>>()?;
+        Self::cut(name, move || Ok(pack)).await
+    }
+
+    async fn cut(
+        name: String,
+        make: impl FnOnce() -> Result<Pack, PackError> + Send + 'static,
+    ) -> Result<Self> {
+        let work = move || {
+            let pack = make()?;
+            let layers = pack.layers.iter().map(Layer::packed).collect::<Result<Vec<_>, _>>()?;
             Ok((pack, layers))
         };
-        let (pack, layers) = blocking(packing).await?;
-        let request = ComposeRequest {
-            name,
-            kind: pack.kind,
-            base: pack.base.clone(),
-            layers,
-            config: pack.config.clone(),
-        };
+        let (pack, layers) = blocking(work).await?;
+        let (kind, base, config) = (pack.kind, pack.base.clone(), pack.config.clone());
+        let request = ComposeRequest { name, kind, base, layers, config };
         Ok(Self { pack: Arc::new(pack), request, base_is_here: true })
     }
 
@@ -171,12 +161,10 @@ impl Package {
         for note in &self.pack.notes {
             output.say(&human::plain(note))?;
         }
-        if let Some(base) = self.pack.base.as_ref().filter(|_| !self.base_is_here)
+        if let (Some(base), false) = (&self.pack.base, self.base_is_here)
             && output.format == Format::Table
         {
-            say(&format!(
-                "making the base {base} from what is installed on the platform's machine"
-            ));
+            say(&format!("having the base {base} made"));
         }
         let mut sent = Sent::default();
         for _ in 0..ROUNDS {
@@ -238,32 +226,28 @@ impl Package {
     }
 }
 
-/// Sends `file` from where the platform has it; how many bytes were sent now.
+/// Sends `file` from where the platform has it; how much of it the platform took now, in bytes.
 async fn send(client: &Client, file: &File, upload: &Upload, bar: &ProgressBar) -> Result<u64> {
     let path = format!("/uploads/{}", upload.digest);
-    let mut sent = 0;
+    let query = format!("{path}?size={}", upload.size);
+    let mut began = None;
     let (mut furthest, mut since) = (0, Instant::now());
     loop {
         let end = match client.get::<UploadView>(&path).await {
-            Ok(view) if view.complete => return Ok(sent),
+            Ok(view) if view.complete => Ok(view),
             Ok(view) => {
-                // The platform counts what it kept; what broke off on the way is sent again.
+                began.get_or_insert(view.offset);
+                // The platform says what it kept; what broke off on the way is sent again.
                 if view.offset > furthest {
                     (furthest, since) = (view.offset, Instant::now());
                 }
                 bar.set_position(view.offset);
-                let pieces = rest(file, view.offset, bar)?;
-                let query = format!("{path}?size={}", upload.size);
-                let end = client.append::<UploadView>(&query, view.offset, pieces).await;
-                if let Ok(after) = &end {
-                    sent += after.offset.max(view.offset) - view.offset;
-                }
-                end
+                client.append(&query, view.offset, rest(file, view.offset, bar)?).await
             }
             Err(error) => Err(error),
         };
         match end {
-            Ok(view) if view.complete => return Ok(sent),
+            Ok(view) if view.complete => return Ok(began.map_or(0, |began| upload.size - began)),
             Err(error) if !may_go_on(&error) || since.elapsed() > PATIENCE => return Err(error),
             Ok(_) if since.elapsed() > PATIENCE => {
                 let message = "the platform keeps nothing of what is sent";
@@ -337,4 +321,97 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await.context("packing ended early")?;
     done.map_err(|error| UserError::from(error).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Mutex;
+
+    use http_body_util::{BodyExt, Full};
+    use hyper::body::Incoming;
+    use hyper::service::service_fn;
+    use hyper::{Method, Request, Response};
+    use hyper_util::rt::TokioIo;
+    use stead_core::ids::Digest;
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::client::Endpoint;
+
+    /// A platform that takes in uploads, breaks off in the middle of each body so many times,
+    /// and keeps what came until then.
+    #[derive(Default)]
+    struct Taking {
+        kept: Vec<u8>,
+        breaks: usize,
+        requests: HashMap<Method, usize>,
+    }
+
+    type Answer = Result<Response<Full<bytes::Bytes>>, std::io::Error>;
+
+    async fn answer(taking: &Mutex<Taking>, mut request: Request<Incoming>) -> Answer {
+        let locked = || taking.lock().unwrap();
+        *locked().requests.entry(request.method().clone()).or_default() += 1;
+        let size: usize = match request.uri().query() {
+            Some(query) => query.strip_prefix("size=").unwrap().parse().unwrap(),
+            None => usize::MAX,
+        };
+        if request.method() == Method::PATCH {
+            let offset = request.headers()["upload-offset"].to_str().unwrap().to_owned();
+            assert_eq!(offset, locked().kept.len().to_string());
+            while let Some(frame) = request.body_mut().frame().await {
+                let Ok(frame) = frame else { break };
+                let mut taking = locked();
+                taking.kept.extend(frame.into_data().unwrap_or_default());
+                if taking.breaks > 0 && taking.kept.len() > size / 4 {
+                    taking.breaks -= 1;
+                    return Err(std::io::ErrorKind::ConnectionReset.into());
+                }
+            }
+        }
+        let offset = locked().kept.len() as u64;
+        let view = UploadView { offset, complete: offset == size as u64 };
+        Ok(Response::new(Full::new(serde_json::to_vec(&view).unwrap().into())))
+    }
+
+    #[tokio::test]
+    async fn an_upload_goes_on_where_it_broke_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let taking = Arc::new(Mutex::new(Taking { breaks: 3, ..Taking::default() }));
+        let served = Arc::clone(&taking);
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let taking = Arc::clone(&served);
+                let service = service_fn(move |request| {
+                    let taking = Arc::clone(&taking);
+                    async move { answer(&taking, request).await }
+                });
+                let http = hyper::server::conn::http1::Builder::new();
+                tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        let bytes: Vec<u8> = (0..4_000_000u32).map(|n| (n / 7) as u8).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        let upload = Upload { digest: Digest::from_sha256([1; 32]), size: bytes.len() as u64 };
+        let client = Client::new(Endpoint::Unix(socket), None);
+        let sent = send(&client, &file, &upload, &ProgressBar::hidden()).await.unwrap();
+        assert_eq!(sent, upload.size);
+        let taking = taking.lock().unwrap();
+        assert!(taking.kept == bytes);
+        assert_eq!(taking.breaks, 0);
+        assert_eq!(taking.requests[&Method::PATCH], 4);
+    }
+
+    #[tokio::test]
+    async fn what_will_not_get_better_ends_at_once() {
+        let nobody = UserError::new(Code::Denied, "no", "ask");
+        assert!(!may_go_on(&nobody.into()));
+        let away = UserError::new(Code::PlatformDown, "gone", "start it");
+        assert!(may_go_on(&away.into()));
+    }
 }

@@ -216,8 +216,7 @@ mod tests {
              INSTANCE  IP        BATCH  CHANGE\n\
              0         10.0.0.1  -      is handed over: the new container takes over from the old one \
              when it is ready; keeps its IP\n\n\
-             Of 1 instances 1 are restarted, once each.\n\n\
-             Nothing was changed."
+             Of 1 instances 1 are restarted, once each."
         );
     }
 
