@@ -15,17 +15,25 @@ pub(super) fn findings(bases: &[BaseView]) -> Vec<Finding> {
 
 fn finding(runtime: RuntimeName, bases: &[BaseView], installed: &[HostRuntime]) -> Finding {
     let of_base = bases.iter().filter(|base| base.base.runtime == runtime && base.image.is_some());
-    let mut lines = Vec::new();
+    let mut here = Vec::new();
     for base in of_base {
         if let Some(error) = &base.error {
             return Finding::note(runtime.word(), error.message.clone(), error.hint.clone());
         }
-        lines.push(format!("{} is here", base.base));
+        here.push(base.base.to_string());
     }
-    for found in installed.iter().filter(|found| found.base.runtime == runtime) {
-        if !bases.iter().any(|base| base.base == found.base && base.image.is_some()) {
-            lines.push(format!("{} from {}, made when needed", found.base, found.path));
-        }
+    let offered: Vec<String> = installed
+        .iter()
+        .filter(|found| found.base.runtime == runtime)
+        .map(|found| found.base.to_string())
+        .filter(|name| !here.contains(name))
+        .collect();
+    let mut lines = Vec::new();
+    if !here.is_empty() {
+        lines.push(format!("{} here", here.join(", ")));
+    }
+    if !offered.is_empty() {
+        lines.push(format!("{} installed, a base is made when needed", offered.join(", ")));
     }
     match lines.is_empty() {
         false => Finding::ok(runtime.word(), lines.join("; ")),
@@ -55,6 +63,6 @@ mod tests {
         let offered = HostRuntime { base: base.clone(), exact, path };
         let here = finding(RuntimeName::Java, &[], &[offered]);
         assert_eq!(here.verdict, Verdict::Ok);
-        assert!(here.found.contains("made when needed"), "{}", here.found);
+        assert!(here.found.contains("java:17 installed"), "{}", here.found);
     }
 }

@@ -64,9 +64,12 @@ fn library(prefix: &Path, version: &str) -> Option<PathBuf> {
 
 fn exact(prefix: &Path, version: &str) -> Option<String> {
     let python = format!("python{version}");
-    let header = prefix.join("include").join(&python).join("patchlevel.h");
     let start = format!("{version}.");
-    defined(&header, "PY_VERSION")
+    // Up to 3.7 the name of the ABI had an m.
+    let headers = ["", "m"].map(|end| format!("include/{python}{end}/patchlevel.h"));
+    headers
+        .iter()
+        .find_map(|header| defined(&prefix.join(header), "PY_VERSION"))
         .or_else(|| version_in(&prefix.join("bin").join(&python), &start))
         .or_else(|| version_in(&prefix.join(format!("lib/lib{python}.so.1.0")), &start))
 }
