@@ -93,26 +93,29 @@ fn layer(next: &mut impl FnMut(usize) -> usize) -> Vec<u8> {
         let number = next(1000);
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", &path));
         let slash = if folder.is_empty() { "" } else { "/" };
-        tar = match kind {
-            0 => {
-                let tar = tar.dir_with(&format!("{path}/"), |header| {
-                    header.set_mode(0o700 + number as u32 % 0o77);
-                    header.set_mtime(number as u64);
-                });
-                if number % 3 == 0 { tar.file(&format!("{path}/.wh..wh..opq"), "") } else { tar }
-            }
-            1 => tar.symlink(&path, &format!("to-{number}")),
-            2 => tar.file(&format!("{folder}{slash}.wh.{name}"), ""),
-            3 => tar.raw(b'6', &path, "", b"", |_| {}),
-            _ => tar.pax(&[("SCHILY.xattr.user.note", number.to_string().as_bytes())]).file_with(
-                &path,
-                &format!("content {number}"),
-                |header| {
-                    header.set_uid(number as u64);
-                    header.set_mode(0o4755);
-                },
-            ),
-        };
+        tar =
+            match kind {
+                0 => {
+                    let tar = tar.dir_with(&format!("{path}/"), |header| {
+                        header.set_mode(0o700 + number as u32 % 0o77);
+                        header.set_mtime(number as u64);
+                    });
+                    if number.is_multiple_of(3) {
+                        tar.file(&format!("{path}/.wh..wh..opq"), "")
+                    } else {
+                        tar
+                    }
+                }
+                1 => tar.symlink(&path, &format!("to-{number}")),
+                2 => tar.file(&format!("{folder}{slash}.wh.{name}"), ""),
+                3 => tar.raw(b'6', &path, "", b"", |_| {}),
+                _ => tar
+                    .pax(&[("SCHILY.xattr.user.note", number.to_string().as_bytes())])
+                    .file_with(&path, &format!("content {number}"), |header| {
+                        header.set_uid(number as u64);
+                        header.set_mode(0o4755);
+                    }),
+            };
     }
     tar.finish()
 }
@@ -190,7 +193,7 @@ async fn a_flat_folder_lives_as_long_as_its_image() {
     let stray = home.root().join("flat").join(digest_of("stray"));
     fs::create_dir(&stray).unwrap();
     let store = home.open();
-    assert_eq!(store.get(&digest).unwrap().stack(), [flat.clone()]);
+    assert_eq!(store.get(&digest).unwrap().stack(), std::slice::from_ref(&flat));
     store.tidy().unwrap();
     assert!(!stray.exists());
     store.prune(&Default::default(), None).unwrap();
@@ -217,7 +220,7 @@ async fn what_it_takes_counts() {
     let mut layers = many("one");
     layers.push(Tar::new().file("var/lib/large", vec![7; 900 << 10]).finish());
     let image = import(&home, &store, layers).await;
-    store.keep(&[image.digest.clone()]);
+    store.keep(std::slice::from_ref(&image.digest));
     store.tidy().unwrap();
     // The copy of what lies in /var is more than fits.
     assert_eq!(image.stack(), image.layers);
