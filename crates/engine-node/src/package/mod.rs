@@ -93,7 +93,9 @@ pub fn pack(path: &Path, options: &PackOptions) -> Result<Pack, PackError> {
         Some(PackageKind::Program) => program::pack(path, options),
         Some(PackageKind::Site) => site::pack(path, options),
         // Of a project in both languages the manifest may say which of them runs it.
-        Some(PackageKind::Python) if options.runs_on(RuntimeName::Node) && node::is_folder(path) => {
+        Some(PackageKind::Python)
+            if options.runs_on(RuntimeName::Node) && node::is_folder(path) =>
+        {
             node::pack(path, options)
         }
         Some(PackageKind::Python) => python::pack(path, options),

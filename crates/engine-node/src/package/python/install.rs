@@ -1,7 +1,6 @@
 //! The dependencies of a lock, installed into a folder that is kept.
 //!
-//! Promises: the same lock for the same Python is installed once; the folder holds byte code
-//! that never checks its source, so that its times do not matter. The interpreter of the same
+//! Promises: the same lock for the same Python is installed once. The interpreter of the same
 //! version installs where this machine has one; another one takes only wheels, made for the
 //! base's version.
 
@@ -15,9 +14,9 @@ use sha2::{Digest as _, Sha256};
 use stead_core::api::package::BaseName;
 use stead_core::ids::Digest;
 
-use super::DEPENDENCIES;
 use super::interpreter::Interpreter;
 use super::lock::{How, Lock};
+use super::{DEPENDENCIES, bytecode};
 use crate::package::error::PackError;
 use crate::package::kept::Kept;
 use crate::package::pack::PackOptions;
@@ -42,9 +41,7 @@ pub(super) fn install(
     let key = Digest::from_sha256(Sha256::digest(about).into());
     Kept::open(&options.cache, "python")?.get(key.hex(), |folder| {
         (options.progress)("installing dependencies");
-        let version = base.version().split('.').map(str::parse).filter_map(Result::ok);
-        let version: Vec<u32> = version.collect();
-        let fitting = Interpreter::exactly([version[0], version[1]]);
+        let fitting = Interpreter::of_base(base);
         let requirements = match &lock.how {
             How::File(path) => Requirements { path: path.clone(), is_complete: false, _file: None },
             How::Exactly(text) => Requirements::of(text, folder)?,
@@ -56,7 +53,7 @@ pub(super) fn install(
         fs::create_dir_all(folder).map_err(PackError::io(folder))?;
         tidy(folder)?;
         if let Some(interpreter) = fitting {
-            compile(&interpreter, folder)?;
+            bytecode::compile(&interpreter, folder, DEPENDENCIES)?;
         }
         Ok(())
     })
@@ -199,17 +196,4 @@ fn tidy(folder: &Path) -> Result<(), PackError> {
         }
     }
     Ok(())
-}
-
-/// Compiles what was installed. Files that do not compile are left as they are: some packages
-/// ship files for other versions.
-fn compile(interpreter: &Interpreter, folder: &Path) -> Result<(), PackError> {
-    let mut command = Command::new(&interpreter.program);
-    command.args(["-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]);
-    // Tracebacks name the paths of the image.
-    command.arg("-s").arg(folder).args(["-p", DEPENDENCIES]).arg(folder);
-    match tool::run(&mut command, "python", "") {
-        Ok(_) | Err(PackError::Tool { .. }) => Ok(()),
-        Err(other) => Err(other),
-    }
 }

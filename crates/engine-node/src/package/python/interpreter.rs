@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use stead_core::api::package::BaseName;
+
 use crate::package::tool;
 
 /// An interpreter that can be run here.
@@ -18,8 +20,10 @@ impl Interpreter {
         ["python3", "python"].into_iter().find_map(Self::of).filter(|it| it.version[0] == 3)
     }
 
-    /// One of exactly this version.
-    pub(super) fn exactly(version: [u32; 2]) -> Option<Self> {
+    /// One of the version of `base`, if this machine has it.
+    pub(super) fn of_base(base: &BaseName) -> Option<Self> {
+        let mut parts = base.version().split('.').map(str::parse::<u32>);
+        let version = [parts.next()?.ok()?, parts.next()?.ok()?];
         let usual = Self::usual().filter(|usual| usual.version == version);
         usual.or_else(|| Self::of(&format!("python{}.{}", version[0], version[1])))
     }
@@ -28,7 +32,7 @@ impl Interpreter {
         let ask = "import sys; print(sys.version_info[0], sys.version_info[1])";
         // What cannot be asked is not there: version managers leave names that only complain.
         let said = tool::run(Command::new(program).args(["-I", "-c", ask]), program, "").ok()?;
-        let mut numbers = said.split_whitespace().map(str::parse);
+        let mut numbers = said.split_whitespace().map(str::parse::<u32>);
         let version = [numbers.next()?.ok()?, numbers.next()?.ok()?];
         Some(Self { program: program.to_owned(), version })
     }

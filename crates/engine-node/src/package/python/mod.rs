@@ -8,6 +8,7 @@
 //! In the image: the project in `/app`, its dependencies in `/opt/app/python`, both on
 //! `PYTHONPATH`; files named `*.pth` have no effect there.
 
+mod bytecode;
 mod install;
 mod interpreter;
 mod lock;
@@ -82,7 +83,14 @@ pub(super) fn pack(root: &Path, options: &PackOptions) -> Result<Pack, PackError
     notes.push(format!("starts as `{}`, says {}", start.command.join(" "), start.says));
     notes.extend(start.note);
     let mut tree = Tree::new();
-    ignore::add(&mut tree, PROJECT, root, &ignore::walk(root)?)?;
+    let mut found = ignore::walk(root)?;
+    // Whatever `.steadignore` takes back: byte code of this machine looks at times.
+    found.retain(|found| !found.path.iter().any(|part| part == "__pycache__"));
+    ignore::add(&mut tree, PROJECT, root, &found)?;
+    if let Some(interpreter) = Interpreter::of_base(&base) {
+        let code = bytecode::of_project(&interpreter, root, &found, options)?;
+        ignore::add(&mut tree, PROJECT, &code, &ignore::walk_all(&code)?)?;
+    }
     layers.push(Layer::new("project", tree));
 
     let mut env = start.env;

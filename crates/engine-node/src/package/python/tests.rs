@@ -72,6 +72,10 @@ fn dependencies_are_a_layer_below_the_project() {
     let cache = dir.path().display().to_string();
     assert!(!has(&cache), "paths of this machine");
 
+    let of_project = first.layers[1].listing();
+    let code = of_project.iter().find(|line| line.contains("app/__pycache__/app.cpython-"));
+    assert!(!code.expect("it is compiled").contains(&cache), "paths of this machine");
+
     // Another version of the project leaves the dependencies as they are, and pip alone.
     fs::write(root.join("app.py"), "print(2)\n").unwrap();
     fs::remove_dir_all(dir.path().join("wheels")).unwrap();
