@@ -3,7 +3,6 @@
 //! Needs no nightly toolchain: what libFuzzer must know of a program's branches is a pass of
 //! LLVM that the stable compiler runs too. A target is what has a folder of seeds.
 
-use std::collections::VecDeque;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -25,8 +24,10 @@ const INSTRUMENTED: &str = "-Cpasses=sancov-module \
      -Ccodegen-units=16";
 /// What one run of a target may take, and what it may be given.
 const BOUNDS: [&str; 3] = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=65536"];
-/// Lines of libFuzzer shown where it found something.
-const SHOWN: usize = 40;
+/// Words of the lines that say what was found, and where the input is kept.
+const SAYS_WHAT: [&str; 3] = ["panicked at", "ERROR: libFuzzer", "Test unit written to"];
+/// Other lines shown behind the first of these.
+const SHOWN: usize = 30;
 
 /// What to fuzz, and for how long.
 #[derive(Debug, clap::Args)]
@@ -66,8 +67,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let outcome = fuzz(&fuzzer, target, each)?;
         let Figures { runs, edges, corpus } = &outcome.figures;
         println!("{target:<18}{:>10}{runs:>12}{edges:>10}{corpus:>10}", each.as_secs());
-        if let Some(last) = outcome.found {
-            println!("{last}");
+        if let Some(told) = outcome.found {
+            println!("{told}");
             found.push(target.as_str());
         }
     }
@@ -113,7 +114,7 @@ fn build() -> anyhow::Result<PathBuf> {
 /// What came of one target.
 struct Outcome {
     figures: Figures,
-    /// The last lines, where it found something.
+    /// What it said of what it found.
     found: Option<String>,
 }
 
@@ -147,20 +148,20 @@ fn fuzz(fuzzer: &Path, target: &str, time: Duration) -> anyhow::Result<Outcome> 
     let mut child = command.stderr(Stdio::piped()).spawn().context("the fuzzer cannot start")?;
     let output = child.stderr.take().context("it has no output")?;
     let mut figures = Figures::default();
-    let mut last = VecDeque::new();
+    let mut told = Vec::new();
     for line in BufReader::new(output).split(b'\n') {
         let line = line.context("the output of the fuzzer")?;
         let line = String::from_utf8_lossy(&line).into_owned();
         figures.read(&line);
-        last.push_back(line);
-        if last.len() > SHOWN {
-            last.pop_front();
+        let important = SAYS_WHAT.iter().any(|words| line.contains(words));
+        if important || (!told.is_empty() && told.len() < SHOWN) {
+            told.push(line);
         }
     }
     let status = child.wait().context("waiting for the fuzzer")?;
     // What a target has in memory stays there when it ends in the middle.
     let _ = fs::remove_dir_all(format!("/dev/shm/stead-fuzz-{}", child.id()));
-    let found = (!status.success()).then(|| Vec::from(last).join("\n"));
+    let found = (!status.success()).then(|| told.join("\n"));
     Ok(Outcome { figures, found })
 }
 

@@ -19,7 +19,7 @@ use super::unpack::{Limits, unpack};
 use super::{ImageStore, StoreOptions, import, registry, resolve_user, retar};
 
 /// A target: its name, and what shall hold for any bytes.
-pub type Target = (&'static str, fn(&[u8]));
+pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// The targets.
 pub const TARGETS: &[Target] = &[
