@@ -153,6 +153,7 @@ pub(super) async fn remove(
 pub(super) struct ArchiveQuery {
     /// `oci` or `docker`.
     #[serde(default)]
+    #[param(inline)]
     format: ArchiveFormat,
 }
 
