@@ -27,8 +27,12 @@ use crate::sandbox::{
 const LABEL: &str = "training";
 /// Turns without and with the archive; the best of each counts.
 const TURNS: u32 = 2;
-/// A start that takes so long is measured once: the machine has better things to do.
+/// Turns before it is found to bring nothing: on a busy machine one start alone says little.
+const MOST_TURNS: u32 = 4;
+/// Starts that take so long have one turn, if that is enough: the machine has better things to do.
 const LONG: Duration = Duration::from_secs(20);
+/// A start must take less than this share of one without the archive, in hundredths.
+const WORTH: u64 = 95;
 /// How long the virtual machine may take to write the archive when it ends.
 const WRITING: Duration = Duration::from_secs(180);
 /// How long the App may take to end after a start that was only measured.
@@ -113,23 +117,23 @@ async fn run(sandbox: &Arc<Sandbox>, training: &Training) -> Result<Trained, Str
     let shop = Shop { sandbox, training };
     shop.record().await?;
     let bytes = archive_size(training)?;
-    let (mut plain, mut fast) = (Duration::MAX, Duration::MAX);
-    for turn in 0..TURNS {
-        plain = plain.min(shop.start(&format!("plain-{turn}"), Vec::new(), false).await?);
-        let using = flags::using(training.kind);
-        fast = fast.min(shop.start(&format!("fast-{turn}"), using, true).await?);
-        if plain > LONG {
+    let (kind, most) = (training.kind, Micros(u64::MAX));
+    let mut kept = ArchiveKept { kind, bytes, plain: most, fast: most, made: now() };
+    for turn in 1..=MOST_TURNS {
+        let plain = shop.start(&format!("plain-{turn}"), Vec::new(), false).await?;
+        kept.plain = kept.plain.min(plain.into());
+        let fast = shop.start(&format!("fast-{turn}"), flags::using(kind), true).await?;
+        kept.fast = kept.fast.min(fast.into());
+        if is_worth_it(&kept) && (turn >= TURNS || plain > LONG) {
             break;
         }
     }
-    let kept = ArchiveKept {
-        kind: training.kind,
-        bytes,
-        plain: Micros::from(plain),
-        fast: Micros::from(fast),
-        made: now(),
-    };
     Ok(Trained { scratch: training.scratch.clone(), kept })
+}
+
+/// Whether starts are so much faster that an archive is worth its place.
+pub(crate) fn is_worth_it(kept: &ArchiveKept) -> bool {
+    kept.fast.0 * 100 < kept.plain.0 * WORTH
 }
 
 /// The size of what the App's own process wrote: it may have written anything.

@@ -29,8 +29,6 @@ const AGAIN: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_secs(2);
 /// Memory that a training takes of an App without a limit, as far as anybody knows.
 const SOME_MEMORY: u64 = 2 << 30;
-/// A start must take less than this share of one without the archive, in hundredths.
-const WORTH: u64 = 95;
 /// A training may take longer than a start that somebody waits for.
 const SLOWER: u32 = 3;
 
@@ -161,7 +159,7 @@ async fn attempt(
     let trained = train::train(&shared.host, &training, unwanted).await;
     let archives = &shared.java.archives;
     let outcome = match trained {
-        Ok(Trained { kept, .. }) if !worth(&kept) => {
+        Ok(Trained { kept, .. }) if !train::is_worth_it(&kept) => {
             archives.useless(key, image, kept.plain, kept.fast, now());
             Ok(none(&useless(kept.plain, kept.fast)))
         }
@@ -194,10 +192,6 @@ async fn attempt(
         ArchiveSeen::Awaited | ArchiveSeen::Recording => return,
     };
     worker.emit(None, None, Some(wish.revision), Fact::Noted { what });
-}
-
-fn worth(kept: &ArchiveKept) -> bool {
-    kept.fast.0 * 100 < kept.plain.0 * WORTH
 }
 
 fn wish_again(shared: &Arc<Shared>, worker: &Arc<Worker>, wish: &Wish) {
