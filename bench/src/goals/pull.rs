@@ -118,17 +118,19 @@ struct Peers {
     containerd: Option<Containerd>,
 }
 
+type Done = anyhow::Result<()>;
+
 /// What a contestant does, with references of images.
 struct Turn {
     name: &'static str,
     /// Leaves nothing of these on the node, whatever they are called.
-    empty: Box<dyn Fn(&Images) -> anyhow::Result<()>>,
+    empty: Box<dyn Fn(&Images) -> Done>,
     /// Fetches one and runs nothing.
-    fetch: Box<dyn Fn(&str) -> anyhow::Result<()>>,
+    fetch: Box<dyn Fn(&str) -> Done>,
     /// Fetches and runs one, until it answers.
-    run: Box<dyn Fn(&str, &str) -> anyhow::Result<()>>,
+    run: Box<dyn Fn(&str, &str) -> Done>,
     /// Follows a turn, off the clock.
-    after: Box<dyn Fn() -> anyhow::Result<()>>,
+    after: Box<dyn Fn() -> Done>,
 }
 
 impl Peers {
