@@ -29,7 +29,9 @@ impl Interpreter {
     }
 
     fn of(program: &str) -> Option<Self> {
-        let ask = "import sys; print(sys.version_info[0], sys.version_info[1])";
+        // The interpreter itself rather than the script of a version manager before it, which
+        // does work of its own after each installation.
+        let ask = "import sys; print(sys.version_info[0], sys.version_info[1], sys.executable)";
         // What cannot be asked is not there: version managers leave names that only complain.
         let said = tool::run(Command::new(program).args(["-I", "-c", ask]), program, "").ok()?;
         let mut numbers = said.split_whitespace().map(str::parse::<u32>);
