@@ -5,7 +5,6 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use reqwest::header::HeaderValue;
 use stead_core::ids::Digest;
@@ -72,15 +71,12 @@ fn documents(bytes: &[u8]) {
 
 /// An OCI archive, or what `docker save` writes: what it names lies within it.
 fn archive(bytes: &[u8]) {
-    static STORE: OnceLock<ImageStore> = OnceLock::new();
-    let store = STORE.get_or_init(|| {
-        let options = StoreOptions { limits: LIMITS, ..StoreOptions::default() };
-        ImageStore::open(&place().join("store"), options).expect("memory has room")
-    });
     let home = Home::new();
+    let options = StoreOptions { limits: LIMITS, ..StoreOptions::default() };
+    let store = ImageStore::open(&home.path("store"), options).expect("memory has room");
     let file = home.path("archive");
     fs::write(&file, bytes).expect("memory has room");
-    let Ok((local, digest)) = import::find_any(store, &file) else { return };
+    let Ok((local, digest)) = import::find_any(&store, &file) else { return };
     let Ok(manifest) = local.manifest(&digest) else { return };
     if let Ok(Document::Manifest(manifest)) = Document::parse("manifest", &manifest) {
         for layer in manifest.layers {
