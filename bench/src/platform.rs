@@ -22,6 +22,10 @@ const SOCKET: &str = "/run/stead/stead.sock";
 /// The gateway's; ports are ours to choose in a network namespace of our own.
 const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 
+/// How long the API may take for one answer. Removing an image's files is slow where the disk is
+/// told of every block that is free (`discard`).
+const ANSWER: Duration = Duration::from_secs(600);
+
 /// An App to deploy.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct App {
@@ -269,7 +273,7 @@ impl Platform {
     /// One request to the API.
     fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
         let mut stream = UnixStream::connect(SOCKET).context(SOCKET)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(ANSWER))?;
         let body = body.map(Value::to_string).unwrap_or_default();
         write!(
             stream,
