@@ -34,8 +34,9 @@ impl Interpreter {
         let ask = "import sys; print(sys.version_info[0], sys.version_info[1], sys.executable)";
         // What cannot be asked is not there: version managers leave names that only complain.
         let said = tool::run(Command::new(program).args(["-I", "-c", ask]), program, "").ok()?;
-        let mut numbers = said.split_whitespace().map(str::parse::<u32>);
-        let version = [numbers.next()?.ok()?, numbers.next()?.ok()?];
-        Some(Self { program: program.to_owned(), version })
+        let mut parts = said.trim_end().splitn(3, ' ');
+        let version = [parts.next()?.parse().ok()?, parts.next()?.parse().ok()?];
+        let program = parts.next().filter(|path| path.starts_with('/'))?.to_owned();
+        Some(Self { program, version })
     }
 }
