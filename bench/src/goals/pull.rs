@@ -119,6 +119,8 @@ struct Peers {
 }
 
 type Done = anyhow::Result<()>;
+/// Of an image, by its reference and version.
+type Run = Box<dyn Fn(&str, &str) -> Done>;
 
 /// What a contestant does, with references of images.
 struct Turn {
@@ -128,7 +130,7 @@ struct Turn {
     /// Fetches one and runs nothing.
     fetch: Box<dyn Fn(&str) -> Done>,
     /// Fetches and runs one, until it answers.
-    run: Box<dyn Fn(&str, &str) -> Done>,
+    run: Run,
     /// Follows a turn, off the clock.
     after: Box<dyn Fn() -> Done>,
 }
