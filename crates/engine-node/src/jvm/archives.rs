@@ -13,10 +13,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use stead_core::fleet::ArchiveKept;
@@ -194,9 +195,11 @@ impl Archives {
     ) -> io::Result<()> {
         let train::Trained { scratch, kept } = trained;
         let file = scratch.join(flags::file_name(kept.kind));
-        // The Container that wrote it is gone, so it stays what it is now.
-        chown(&file, Some(0), Some(0))?;
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o444))?;
+        // The Container that wrote it is gone, so it stays what it is now. It may be a link.
+        let asked = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let archive = rustix::fs::open(&file, asked, Mode::empty())?;
+        rustix::fs::fchown(&archive, Some(Uid::ROOT), Some(Gid::ROOT))?;
+        rustix::fs::fchmod(&archive, Mode::from_raw_mode(0o444))?;
         let sha256 = sha256_of(&file)?;
         let place = self.root.join("tmp").join(format!("{key}.new"));
         fs::create_dir_all(&place)?;

@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 
 use sha2::{Digest as _, Sha256};
 use stead_core::ids::Digest;
+use stead_core::name::NamespaceName;
 
 use super::flags::VARIABLES;
 use super::release::Jdk;
@@ -29,9 +30,15 @@ const SIZES: [&str; 2] = ["-Xmx", "-XX:ActiveProcessorCount="];
 pub(crate) struct Key(String);
 
 impl Key {
-    /// Of what starts as `spec` says, before anything about archives is in its command. The sizes
-    /// are left out: they change with every limit, and archives do not care.
-    pub(crate) fn of(image: &Digest, jdk: &Jdk, spec: &ContainerSpec) -> Self {
+    /// Of what starts in `namespace` as `spec` says, before anything about archives is in its
+    /// command. The sizes are left out: they change with every limit, and archives do not care.
+    /// An archive is code, recorded by whoever ran first: no other Namespace runs it.
+    pub(crate) fn of(
+        namespace: &NamespaceName,
+        image: &Digest,
+        jdk: &Jdk,
+        spec: &ContainerSpec,
+    ) -> Self {
         let mut hash = Sha256::new();
         let mut add = |what: &str, value: &[u8]| {
             hash.update(what.len().to_le_bytes());
@@ -40,6 +47,7 @@ impl Key {
             hash.update(value);
         };
         add("format", &FORMAT.to_le_bytes());
+        add("namespace", namespace.as_str().as_bytes());
         add("image", image.as_str().as_bytes());
         add("jdk", &jdk.build);
         let is_size = |argument: &str| SIZES.iter().any(|size| argument.starts_with(size));
@@ -107,6 +115,10 @@ mod tests {
         format!("sha256:{}", letter.repeat(64)).parse().unwrap()
     }
 
+    fn of(image: &Digest, jdk: &Jdk, spec: &ContainerSpec) -> Key {
+        Key::of(&NamespaceName::default(), image, jdk, spec)
+    }
+
     fn spec(argv: &str, env: &[(&str, &str)]) -> ContainerSpec {
         ContainerSpec {
             argv: argv.split(' ').map(str::to_owned).collect(),
@@ -117,23 +129,25 @@ mod tests {
 
     #[test]
     fn a_key_changes_with_what_is_loaded_and_with_nothing_else() {
-        let plain = Key::of(&image("a"), &jdk(1), &spec("java -jar a", &[("A", "1")]));
+        let plain = of(&image("a"), &jdk(1), &spec("java -jar a", &[("A", "1")]));
         let same = [
-            Key::of(&image("a"), &jdk(1), &spec("java -jar a", &[("A", "2"), ("B", "3")])),
-            Key::of(&image("a"), &jdk(1), &spec("java -Xmx512m -jar a", &[])),
-            Key::of(&image("a"), &jdk(1), &spec("java -XX:ActiveProcessorCount=3 -jar a", &[])),
+            of(&image("a"), &jdk(1), &spec("java -jar a", &[("A", "2"), ("B", "3")])),
+            of(&image("a"), &jdk(1), &spec("java -Xmx512m -jar a", &[])),
+            of(&image("a"), &jdk(1), &spec("java -XX:ActiveProcessorCount=3 -jar a", &[])),
         ];
         assert!(same.iter().all(|key| *key == plain));
         let tool = [("JAVA_TOOL_OPTIONS", "-Dx=y")];
         let mut others = vec![
-            Key::of(&image("b"), &jdk(1), &spec("java -jar a", &[])),
-            Key::of(&image("a"), &jdk(2), &spec("java -jar a", &[])),
-            Key::of(&image("a"), &jdk(1), &spec("java -jar b", &[])),
-            Key::of(&image("a"), &jdk(1), &spec("java -jar a b", &[])),
-            Key::of(&image("a"), &jdk(1), &spec("java -XX:+UseSerialGC -jar a", &[])),
-            Key::of(&image("a"), &jdk(1), &spec("java -jar a", &tool)),
-            Key::of(&image("a"), &jdk(1), &spec("java -jar a", &[("CLASSPATH", "x")])),
+            of(&image("b"), &jdk(1), &spec("java -jar a", &[])),
+            of(&image("a"), &jdk(2), &spec("java -jar a", &[])),
+            of(&image("a"), &jdk(1), &spec("java -jar b", &[])),
+            of(&image("a"), &jdk(1), &spec("java -jar a b", &[])),
+            of(&image("a"), &jdk(1), &spec("java -XX:+UseSerialGC -jar a", &[])),
+            of(&image("a"), &jdk(1), &spec("java -jar a", &tool)),
+            of(&image("a"), &jdk(1), &spec("java -jar a", &[("CLASSPATH", "x")])),
         ];
+        let elsewhere = "prod".parse().unwrap();
+        others.push(Key::of(&elsewhere, &image("a"), &jdk(1), &spec("java -jar a", &[])));
         others.push(plain.clone());
         let count = others.len();
         others.sort();

@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 use stead_core::fleet::{ArchiveKind, ArchiveSeen, JvmSeen, Revision};
 use stead_core::ids::{ContainerId, Digest, Ordinal, ReleaseNo};
 use stead_core::manifest::{Jvm, JvmArchive, JvmThreads, Strategy};
+use stead_core::name::NamespaceName;
 use stead_core::time::Micros;
 use tokio::sync::mpsc;
 
@@ -103,6 +104,7 @@ async fn looked(
 
 /// What a Release says of its virtual machine.
 struct Wanted {
+    namespace: NamespaceName,
     release: ReleaseNo,
     image: Digest,
     main: bool,
@@ -118,6 +120,7 @@ impl Wanted {
         let settings = &order.release.settings;
         let health = &settings.health;
         Self {
+            namespace: order.app.namespace.clone(),
             release: revision.release,
             image: order.image.digest.clone(),
             main: order.part.is_main(),
@@ -158,7 +161,7 @@ fn look(
         threads(wanted.jvm.threads, &jdk, container, &mut options, &mut notes);
     }
     flags::insert(&mut container.argv, options.iter().cloned());
-    let key = Key::of(&wanted.image, &jdk, container);
+    let key = Key::of(&wanted.namespace, &wanted.image, &jdk, container);
     let kind = jdk.archive();
     let (policy, forbidden) = (wanted.jvm.archive, own.forbid_archive());
     let archive = match (forbidden, kind) {

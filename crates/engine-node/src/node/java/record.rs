@@ -163,10 +163,17 @@ async fn attempt(
             archives.useless(key, image, kept.plain, kept.fast, now());
             Ok(none(&useless(kept.plain, kept.fast)))
         }
-        Ok(trained) => match archives.keep(key, image, &trained) {
-            Ok(()) => Ok(ArchiveSeen::Kept(trained.kept)),
-            Err(error) => Err(format!("the disk took no archive: {error}")),
-        },
+        Ok(trained) => {
+            let seen = ArchiveSeen::Kept(trained.kept);
+            let (shared, key, image) = (Arc::clone(shared), key.clone(), image.clone());
+            // It reads all of the archive.
+            let keep = move || shared.java.archives.keep(&key, &image, &trained);
+            let kept = tokio::task::spawn_blocking(keep).await;
+            match kept.expect("keeping an archive does not panic") {
+                Ok(()) => Ok(seen),
+                Err(error) => Err(format!("the disk took no archive: {error}")),
+            }
+        }
         Err(why) => Err(why),
     };
     clear(&training);
