@@ -162,15 +162,16 @@ fn three_mistakes_in_a_manifest_are_three_errors_with_lines() {
 }
 
 #[test]
-fn what_is_not_built_says_so_and_what_works() {
+fn what_cannot_be_deployed_says_why_and_what_can() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("app.jar"), b"PK\x03\x04").unwrap();
-    std::fs::create_dir(dir.path().join("site")).unwrap();
-    for args in [&["deploy", "app.jar"], &["deploy", "./site"]] {
-        let text = fails(dir.path(), args, 2);
-        assert!(text.starts_with("error[STEAD-R005]: "), "{text}");
-        assert!(text.contains("not built yet") && text.contains("help: "), "{text}");
-    }
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    let text = fails(dir.path(), &["deploy", "app.jar"], 2);
+    assert!(text.starts_with("error[STEAD-I009]: app.jar is refused: "), "{text}");
+    assert!(text.contains("help: "), "{text}");
+    let text = fails(dir.path(), &["deploy", "./empty"], 2);
+    assert!(text.contains("./empty is a folder of which stead can make no app"), "{text}");
+    assert!(text.contains("an image reference") && text.contains("a jar"), "{text}");
     let text = fails(dir.path(), &["deploy", "--file", "gone.yaml"], 2);
     assert!(text.contains("gone.yaml cannot be read"), "{text}");
 }

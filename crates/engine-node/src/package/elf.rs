@@ -14,6 +14,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::little_endian::{u16_at, u32_at, u64_at};
+
 const HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
 /// Most program headers; real ones have a dozen.
@@ -284,18 +286,6 @@ fn in_file(segments: &[Segment], address: u64) -> Result<u64, Problem> {
             (within < segment.size).then(|| segment.offset.checked_add(within)).flatten()
         })
         .ok_or(Problem::Damaged("an address lies outside what is loaded"))
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod ignore;
 mod jar;
 mod kept;
 mod libraries;
+mod little_endian;
 mod node;
 mod pack;
 mod program;

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use flate2::read::DeflateDecoder;
 
 use super::error::PackError;
+use super::little_endian::u32_at;
 use super::tar::{Content, Contents};
 
 pub(super) use write::{Jar, Member};
@@ -335,19 +336,6 @@ impl Read for Section<'_> {
 
 fn refused(path: &Path, name: &str, reason: impl fmt::Display) -> PackError {
     PackError::refused(path, format!("entry {name:?}: {reason}"))
-}
-
-/// The number at `at`; callers have checked that it is there.
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
 #[cfg(test)]

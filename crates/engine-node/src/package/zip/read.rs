@@ -8,10 +8,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::package::error::PackError;
+use crate::package::little_endian::{u16_at, u32_at, u64_at};
 
 use super::{
     CENTRAL, CENTRAL_SIZE, DEFLATE, END, END_64, END_64_SIZE, END_SIZE, Entry, LOCAL, LOCAL_SIZE,
-    LOCATOR_64, LOCATOR_64_SIZE, Limits, Method, refused, u16_at, u32_at, u64_at,
+    LOCATOR_64, LOCATOR_64_SIZE, Limits, Method, refused,
 };
 
 /// The extra field that carries what 32 bits cannot.
