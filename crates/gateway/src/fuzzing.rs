@@ -64,6 +64,8 @@ async fn through_the_wire(bytes: &[u8], step: usize) -> Vec<Message> {
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).max_buf_size(limits.head_bytes.max(8_192));
+    // The client ends with its bytes: else hyper may drop the last request for that.
+    builder.half_close(true);
     let _ = builder.serve_connection(TokioIo::new(wire), service).with_upgrades().await;
     std::mem::take(&mut *taken.lock().unwrap_or_else(PoisonError::into_inner))
 }
