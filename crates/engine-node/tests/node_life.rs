@@ -119,14 +119,22 @@ async fn however_often_serve_ends_amid_its_work_nothing_is_left_over() {
     };
     let now = node.until("only what is wanted is there", good).await;
     let id = now.containers[0].id.as_str();
-    let container_groups: Vec<_> = node.groups(".").into_iter().collect();
-    assert!(container_groups.iter().all(|group| group.ends_with(id)), "{container_groups:?}");
-    let uppers = std::fs::read_dir(node.config.data_dir.join("upper")).unwrap().flatten();
-    let layers: Vec<_> = uppers
-        .flat_map(|sandbox| std::fs::read_dir(sandbox.path()).unwrap().flatten())
-        .map(|layer| layer.file_name())
-        .collect();
-    assert_eq!(layers, [id]);
+    // The one before is gone for everybody before its group and its folder are.
+    let others = || {
+        let groups = node.groups(".").into_iter().filter(|group| !group.ends_with(id));
+        let groups = groups.map(|group| group.display().to_string());
+        let uppers = std::fs::read_dir(node.config.data_dir.join("upper")).unwrap().flatten();
+        let layers = uppers
+            .flat_map(|sandbox| std::fs::read_dir(sandbox.path()).unwrap().flatten())
+            .map(|layer| layer.file_name().into_string().unwrap())
+            .filter(|layer| layer != id);
+        groups.chain(layers).collect::<Vec<_>>()
+    };
+    let begun = Instant::now();
+    while !others().is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "left over: {:?}", others());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     assert_eq!(std::fs::read_dir(node.config.run_dir.join("open")).unwrap().count(), 1);
     assert_eq!((now.crashes, now.trouble), (0, None));
     node.end().await;
