@@ -186,17 +186,21 @@ impl Pull<'_> {
         // Every unpacking thread holds a sender: when the last is gone, nothing runs any more.
         let (running, mut all_ended) = mpsc::channel::<Infallible>(1);
         let at_once = self.inner.options.layers_at_once.max(1);
-        let result =
-            stream::iter(wanted.into_iter().map(|wanted| self.layer(wanted, running.clone())))
-                .buffered(at_once)
-                .try_collect()
-                .await;
+        let layers = wanted.into_iter().enumerate().map(|(place, wanted)| {
+            let layer = self.layer(wanted, running.clone());
+            async move { layer.await.map(|layer| (place, layer)) }
+        });
+        // As they come: a slow one must not keep the places of those that are done.
+        let result: Result<Vec<_>, _> =
+            stream::iter(layers).buffer_unordered(at_once).try_collect().await;
         if result.is_err() {
             drop(running);
             // Dropping the stream above made the other layers' threads give up.
             all_ended.recv().await;
         }
-        result
+        let mut layers = result?;
+        layers.sort_by_key(|(place, _)| *place);
+        Ok(layers.into_iter().map(|(_, layer)| layer).collect())
     }
 
     /// Sees that so many bytes fit, at the cost of images that nobody needs. Layers take
