@@ -152,13 +152,18 @@ fn collect_cgroups(folder: &Path, found: &mut BTreeSet<PathBuf>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
     use std::process::{Command, Stdio};
 
     #[test]
     fn a_process_that_stays_is_seen_and_ended() {
         let before = processes().unwrap();
-        let mut child = Command::new("sleep").arg("3600").stdout(Stdio::null()).spawn().unwrap();
-        let line = format!("{} sleep 3600", child.id());
+        let (stdin, stdout) = (Stdio::piped(), Stdio::piped());
+        let mut child = Command::new("cat").stdin(stdin).stdout(stdout).spawn().unwrap();
+        // Only what answers is past its exec for sure: until then its command line is empty.
+        child.stdin.as_mut().unwrap().write_all(b"?").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let line = format!("{} cat", child.id());
         let now = processes().unwrap();
         assert!(now.contains(&line) && !before.contains(&line));
 
