@@ -23,13 +23,16 @@ pub(crate) struct Jdk {
 }
 
 impl Jdk {
+    /// Whether a Container's program has a virtual machine's name, without which it is none.
+    /// Cheap: every start asks.
+    pub(crate) fn is_named(spec: &ContainerSpec) -> bool {
+        spec.argv.first().is_some_and(|program| program.rsplit('/').next() == Some("java"))
+    }
+
     /// The virtual machine that a Container runs; `None` if its program is none, or not one
     /// that tells what it is.
     pub(crate) fn of(spec: &ContainerSpec) -> Option<Self> {
-        let program = spec.argv.first()?;
-        if program.rsplit('/').next() != Some("java") {
-            return None;
-        }
+        let program = spec.argv.first().filter(|_| Self::is_named(spec))?;
         let image = Tree::open(&spec.layers).ok()?;
         let path = spec.env.iter().find(|(name, _)| name == "PATH");
         let folders = path.map_or("", |(_, value)| value.as_str());
@@ -156,9 +159,14 @@ mod tests {
         let program = base.join("opt/jdk/bin/java");
         fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
         for argv0 in ["java", "/usr/bin/java", "/opt/jdk/bin/java", "jdk/bin/java"] {
+            assert!(Jdk::is_named(&spec(argv0)), "{argv0}");
             assert_eq!(Jdk::of(&spec(argv0)).map(|jdk| jdk.feature), Some(25), "{argv0}");
         }
-        for argv0 in ["/bin/java", "sh", "javac"] {
+        assert_eq!(Jdk::of(&spec("/bin/java")), None, "there is none");
+        fs::write(top.join("usr/bin/javac"), "").unwrap();
+        fs::set_permissions(top.join("usr/bin/javac"), fs::Permissions::from_mode(0o755)).unwrap();
+        for argv0 in ["sh", "javac", "/opt/java/", ""] {
+            assert!(!Jdk::is_named(&spec(argv0)), "{argv0}");
             assert_eq!(Jdk::of(&spec(argv0)), None, "{argv0}");
         }
     }

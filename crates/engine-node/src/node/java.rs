@@ -76,6 +76,9 @@ pub(super) async fn fit(
     port: Option<u16>,
     container: ContainerSpec,
 ) -> (ContainerSpec, Option<Virtual>) {
+    if !Jdk::is_named(&container) {
+        return (container, None);
+    }
     let wanted = Wanted::of(order, revision, port);
     match looked(&worker.shared, wanted, container.clone()).await {
         Some((fitted, found, seen)) => {
