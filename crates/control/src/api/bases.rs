@@ -51,7 +51,7 @@ pub(super) async fn list(State(api): Handle) -> Result<Json<Vec<BaseView>>, Prob
         views.insert(base.value.name.clone(), view(base.value, &sizes));
     }
     let mut views: Vec<BaseView> = views.into_values().collect();
-    views.sort_by_key(|view| (view.base.runtime, numbers(&view.base)));
+    views.sort_by_key(|view| (view.base.runtime, view.base.numbers()));
     Ok(Json(views))
 }
 
@@ -203,8 +203,4 @@ fn view(base: Base, sizes: &BTreeMap<Digest, u64>) -> BaseView {
         notes: base.notes,
         error,
     }
-}
-
-fn numbers(base: &BaseName) -> Vec<u32> {
-    base.version().split('.').map(|part| part.parse().unwrap_or(u32::MAX)).collect()
 }

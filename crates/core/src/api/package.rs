@@ -113,6 +113,12 @@ impl BaseName {
     pub fn version(&self) -> &str {
         &self.version
     }
+
+    /// The parts of the version, at least one, as they are compared: 3.9 comes before 3.11.
+    pub fn numbers(&self) -> Vec<u32> {
+        let number = |part: &str| part.parse().expect("a part is nine digits at most");
+        self.version.split('.').map(number).collect()
+    }
 }
 
 impl fmt::Display for BaseName {
@@ -330,5 +336,14 @@ mod tests {
         for text in ["java", "java:", "java:17-ea", "java:1..2", "perl:5", ":17", "java:../17"] {
             assert!(text.parse::<BaseName>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        let numbers = |text: &str| text.parse::<BaseName>().unwrap().numbers();
+        assert_eq!(numbers("java:17"), [17]);
+        assert!(numbers("python:3.9") < numbers("python:3.11"));
+        assert_eq!(numbers("tomcat:10.999999999"), [10, 999_999_999]);
+        assert!("java:1000000000".parse::<BaseName>().is_err(), "it may be no u32");
     }
 }

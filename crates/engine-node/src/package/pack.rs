@@ -72,7 +72,7 @@ impl PackOptions {
                 let reason = format!("the manifest says {wanted}, and it runs on {name}");
                 return Err(PackError::unfit(path, reason, hint));
             }
-            if !(needs.fits)(&parts(wanted)) {
+            if !(needs.fits)(&wanted.numbers()) {
                 let reason = format!("the manifest says {wanted}, and {}", needs.because);
                 return Err(PackError::unfit(path, reason, hint));
             }
@@ -81,17 +81,9 @@ impl PackOptions {
         let fitting = self
             .known
             .iter()
-            .filter(|known| known.runtime == needs.runtime && (needs.fits)(&parts(known)));
-        Ok(fitting.min_by_key(|known| parts(known)).cloned().unwrap_or(usual))
+            .filter(|known| known.runtime == needs.runtime && (needs.fits)(&known.numbers()));
+        Ok(fitting.min_by_key(|known| known.numbers()).cloned().unwrap_or(usual))
     }
-}
-
-/// The numbers of a version.
-fn parts(base: &BaseName) -> Vec<u32> {
-    base.version()
-        .split('.')
-        .map(|part| part.parse().expect("a version is digits and dots, few enough"))
-        .collect()
 }
 
 #[cfg(test)]

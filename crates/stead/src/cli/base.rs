@@ -181,7 +181,7 @@ async fn tomcat(
         let message = format!("Tomcat {version} is not {name}");
         return Err(bad(message, "such as: tomcat:10.1 --from-maven 10.1.34").into());
     }
-    if java.version().split('.').next().and_then(|major| major.parse().ok()) < Some(OLDEST_JAVA) {
+    if java.numbers()[0] < OLDEST_JAVA {
         let message = format!("Tomcat is not started on {java}");
         return Err(bad(message, "name Java 11 or newer").into());
     }

@@ -69,9 +69,7 @@ pub fn installed() -> Vec<HostRuntime> {
             }
         }
     }
-    all.sort_by(|a, b| {
-        a.base.runtime.cmp(&b.base.runtime).then(parts(&a.base).cmp(&parts(&b.base)))
-    });
+    all.sort_by_key(|found| (found.base.runtime, found.base.numbers()));
     all
 }
 
@@ -181,11 +179,6 @@ fn none_fits(name: &BaseName, path: Option<&Path>, found: &[Installed]) -> PackE
         how_to_get(name)
     );
     PackError::unfit(place, format!("it has {offers}, and {name} was asked for"), hint)
-}
-
-/// The numbers of a version, for sorting.
-fn parts(base: &BaseName) -> Vec<u32> {
-    base.version().split('.').map(|part| part.parse().unwrap_or(u32::MAX)).collect()
 }
 
 /// Folders that patterns such as `HOME/.pyenv/versions/*` mean, by name.

@@ -22,10 +22,10 @@ impl Interpreter {
 
     /// One of the version of `base`, if this machine has it.
     pub(super) fn of_base(base: &BaseName) -> Option<Self> {
-        let mut parts = base.version().split('.').map(str::parse::<u32>);
-        let version = [parts.next()?.ok()?, parts.next()?.ok()?];
+        let [major, minor, ..] = base.numbers()[..] else { return None };
+        let version = [major, minor];
         let usual = Self::usual().filter(|usual| usual.version == version);
-        usual.or_else(|| Self::of(&format!("python{}.{}", version[0], version[1])))
+        usual.or_else(|| Self::of(&format!("python{major}.{minor}")))
     }
 
     fn of(program: &str) -> Option<Self> {
