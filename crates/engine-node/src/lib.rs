@@ -9,6 +9,7 @@ mod clock;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod hash;
 pub mod image;
 mod jvm;
 mod logs;

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use stead_core::api::package::ArchiveFormat;
 use stead_core::engine::ByteStream;
 use stead_core::ids::Digest;
@@ -27,6 +26,7 @@ use super::manifest::{Manifest, Platform};
 use super::reference::Reference;
 use super::retar;
 use super::store::{Image, ImageStore};
+use crate::hash::Hashing;
 
 /// Bytes in one piece of the stream, and pieces that may wait to be read.
 const PIECE: usize = 256 << 10;
@@ -68,9 +68,10 @@ impl Layers {
     /// Measures them: a tar archive says a file's size and name before its content.
     fn of(image: &Arc<Image>) -> io::Result<Self> {
         let measure = |path: &PathBuf| {
-            let mut sum = Sum { hash: Sha256::new(), bytes: 0 };
-            retar::write(path, &mut sum)?;
-            Ok((path.clone(), Digest::from_sha256(sum.hash.finalize().into()), sum.bytes))
+            let mut out = Hashing::new(io::sink());
+            retar::write(path, &mut out)?;
+            let (digest, size) = out.finish();
+            Ok((path.clone(), digest, size))
         };
         image.layers.iter().map(measure).collect::<io::Result<_>>().map(Self)
     }
@@ -188,24 +189,6 @@ impl Tar<'_> {
 
     fn end(&mut self) -> io::Result<()> {
         self.0.write_all(&[0; 1024])
-    }
-}
-
-/// Counts and hashes what is written.
-struct Sum {
-    hash: Sha256,
-    bytes: u64,
-}
-
-impl Write for Sum {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.hash.update(bytes);
-        self.bytes += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -18,7 +18,6 @@ use bytes::Bytes;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 use stead_core::ids::Digest;
 
 use super::archive::{Archive, Kind};
@@ -31,6 +30,7 @@ use super::pull::{Origin, Pull};
 use super::reference::Reference;
 use super::scratch::Scratch;
 use super::store::{Image, ImageStore, Inner};
+use crate::hash;
 
 /// Most files in an archive; each is remembered.
 const MAX_FILES: usize = 100_000;
@@ -362,19 +362,12 @@ fn in_docker_archive(
 }
 
 /// The digest of a layer as stored: its diff id, unless it was stored compressed.
-fn stored_digest(mut range: Range, diff_id: Digest) -> io::Result<Digest> {
+fn stored_digest(range: Range, diff_id: Digest) -> io::Result<Digest> {
     let mut magic = Vec::new();
     range.clone().take(4).read_to_end(&mut magic)?;
-    if Coding::of(&magic) == Coding::Plain {
-        return Ok(diff_id);
-    }
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; PART];
-    loop {
-        match range.read(&mut buffer)? {
-            0 => return Ok(Digest::from_sha256(hash.finalize().into())),
-            got => hash.update(&buffer[..got]),
-        }
+    match Coding::of(&magic) {
+        Coding::Plain => Ok(diff_id),
+        Coding::Gzip | Coding::Zstd => hash::digest_from(range),
     }
 }
 

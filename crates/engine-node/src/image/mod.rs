@@ -34,8 +34,9 @@ mod unpack;
 mod upload;
 mod user;
 
-use sha2::Digest as _;
 use stead_core::ids::Digest;
+
+use crate::hash::digest_of;
 
 pub use compose::Made;
 pub use config::ImageConfig;
@@ -48,11 +49,6 @@ pub use store::{Image, ImageStore, ImageSummary, Pruned, StoreOptions};
 pub(crate) use tree::Tree;
 pub use unpack::Limits;
 pub use user::{User, resolve_user};
-
-/// The digest of `bytes`.
-pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
-    Digest::from_sha256(sha2::Sha256::digest(bytes).into())
-}
 
 /// Checks a document, called `what`, against the descriptor that named it.
 fn check(what: &str, bytes: &[u8], digest: &Digest, size: u64) -> Result<(), ImageError> {

@@ -9,13 +9,12 @@
 //! tells, and is sent again.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
-use sha2::{Digest as _, Sha256};
 use stead_core::api::package::{UploadPart, UploadView};
 use stead_core::engine::ByteStream;
 use stead_core::ids::Digest;
@@ -24,6 +23,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::error::ImageError;
 use super::store::{ImageStore, Inner, Room};
+use crate::hash;
 
 /// How long an upload may lie unused.
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -34,7 +34,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 /// Ending of what is not complete.
 const PART: &str = "part";
-const BUFFER: usize = 256 << 10;
 
 impl ImageStore {
     /// How much of this upload is here. Asking counts as use.
@@ -229,25 +228,13 @@ impl Inner {
     fn complete_upload(&self, digest: &Digest) -> Result<(), ImageError> {
         let part = self.upload_part(digest);
         let failed = || ImageError::io("upload cannot be checked");
-        let got = digest_of(&part).map_err(failed())?;
+        let got = File::open(&part).and_then(hash::digest_from).map_err(failed())?;
         if got != *digest {
             remove(&part).map_err(failed())?;
             let (what, expected) = ("upload".into(), digest.clone());
             return Err(ImageError::DigestMismatch { what, expected, got });
         }
         fs::rename(&part, self.upload(digest)).map_err(failed())
-    }
-}
-
-fn digest_of(path: &std::path::Path) -> io::Result<Digest> {
-    let mut file = File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(Digest::from_sha256(hash.finalize().into())),
-            got => hash.update(&buffer[..got]),
-        }
     }
 }
 
@@ -274,7 +261,7 @@ mod tests {
     async fn a_silent_sender_makes_way_and_what_it_sent_stays() {
         let home = tempfile::tempdir_in("/dev/shm").unwrap();
         let store = ImageStore::open(home.path(), Default::default()).unwrap();
-        let digest = crate::image::digest_of(b"abcd");
+        let digest = hash::digest_of("abcd");
         let part = |offset| UploadPart { digest: digest.clone(), size: 4, offset };
         let some = |bytes: &'static [u8]| stream::iter([Ok(Bytes::from_static(bytes))]);
         let silent = some(b"ab").chain(stream::pending()).boxed();

@@ -12,20 +12,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use stead_core::fleet::ArchiveKept;
 use stead_core::ids::Digest;
 use stead_core::time::{Micros, Time};
 
 use super::key::Key;
 use super::{flags, train};
+use crate::hash;
 
 /// Attempts to record an archive before it is given up.
 pub(crate) const ATTEMPTS: u32 = 2;
@@ -322,16 +322,7 @@ fn sha256_of(path: &Path) -> io::Result<String> {
     if !fs::symlink_metadata(path)?.is_file() {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    let mut file = File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            read => hash.update(&buffer[..read]),
-        }
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash::digest_from(File::open(path)?)?.hex().to_owned())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::elf::Elf;
 use super::error::PackError;
 use super::libraries::{Content, closure};
 use super::{PackOptions, pack};
-use crate::image::digest_of;
+use crate::hash::digest_of;
 use crate::image::fuzzing::{Home, Target, assert_unpacks};
 
 /// The targets.

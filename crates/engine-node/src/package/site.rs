@@ -6,14 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use sha2::{Digest as _, Sha256};
 use stead_core::api::package::{PackageKind, PackedConfig};
 use stead_core::ids::Digest;
 use stead_core::routes::site::{
@@ -26,6 +25,7 @@ use super::ignore::{self, Found, Kind};
 use super::kept::Kept;
 use super::pack::{Pack, PackOptions};
 use super::tar::{Content, Layer, Node, Tree};
+use crate::hash;
 
 /// The page that makes a folder a site.
 const PAGE: &str = "index.html";
@@ -164,17 +164,7 @@ fn is_text(media_type: &str) -> bool {
 }
 
 fn digest_of(path: &Path) -> Result<Digest, PackError> {
-    let mut hash = Sha256::new();
-    let mut file = File::open(path).map_err(PackError::io(path))?;
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(Digest::from_sha256(hash.finalize().into())),
-            Ok(count) => hash.update(&buffer[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(PackError::io(path)(error)),
-        }
-    }
+    File::open(path).and_then(hash::digest_from).map_err(PackError::io(path))
 }
 
 /// Writes the file compressed to `out`, as small as the coding gets it in reasonable time.
@@ -257,6 +247,7 @@ impl Site<'_> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Read;
     use std::os::unix::fs::symlink;
 
     use super::*;
@@ -322,8 +313,7 @@ mod tests {
             }
             for file in std::iter::once(&entry.plain).chain(entry.variants.values()) {
                 assert_eq!(file.size, files[&file.file].len() as u64);
-                let digest = Sha256::digest(&files[&file.file]);
-                assert_eq!(file.sha256, Digest::from_sha256(digest.into()));
+                assert_eq!(file.sha256, hash::digest_of(&files[&file.file]));
             }
         }
         let script = &index.entries["/assets/app.3f2a9c1b.js"];

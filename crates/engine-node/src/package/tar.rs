@@ -13,12 +13,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use sha2::Digest as _;
 use stead_core::api::package::{PackedLayer, Upload};
-use stead_core::ids::Digest;
 use tar::{EntryType, Header};
 
 use super::error::PackError;
+use crate::hash::Hashing;
 
 /// How hard layers are compressed: above it zstd takes long for little.
 const LEVEL: i32 = 3;
@@ -303,9 +302,9 @@ impl Layer {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn packed(&self) -> Result<PackedLayer, PackError> {
-        let mut hasher = Hasher::new(io::sink());
-        self.write(&mut hasher)?;
-        let Upload { digest: diff_id, size } = hasher.finish();
+        let mut out = Hashing::new(io::sink());
+        self.write(&mut out)?;
+        let (diff_id, size) = out.finish();
         Ok(PackedLayer { diff_id, size, what: self.what.clone(), upload: None })
     }
 
@@ -314,11 +313,13 @@ impl Layer {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn compress(&self, out: impl Write) -> Result<Upload, PackError> {
-        let mut encoder = zstd::Encoder::new(Hasher::new(out), LEVEL).map_err(PackError::Output)?;
+        let out = Hashing::new(out);
+        let mut encoder = zstd::Encoder::new(out, LEVEL).map_err(PackError::Output)?;
         self.write(&mut encoder)?;
-        let mut hasher = encoder.finish().map_err(PackError::Output)?;
-        hasher.flush().map_err(PackError::Output)?;
-        Ok(hasher.finish())
+        let mut out = encoder.finish().map_err(PackError::Output)?;
+        out.flush().map_err(PackError::Output)?;
+        let (digest, size) = out.finish();
+        Ok(Upload { digest, size })
     }
 }
 
@@ -359,36 +360,6 @@ impl Write for Exact<'_> {
     }
 }
 
-/// Counts and hashes what passes.
-struct Hasher<W> {
-    out: W,
-    hash: sha2::Sha256,
-    size: u64,
-}
-
-impl<W: Write> Hasher<W> {
-    fn new(out: W) -> Self {
-        Self { out, hash: sha2::Sha256::new(), size: 0 }
-    }
-
-    fn finish(self) -> Upload {
-        Upload { digest: Digest::from_sha256(self.hash.finalize().into()), size: self.size }
-    }
-}
-
-impl<W: Write> Write for Hasher<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.out.write(bytes)?;
-        self.hash.update(&bytes[..count]);
-        self.size += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
 #[cfg(test)]
 impl Layer {
     /// Paths with what they hold: `NAME/`, `NAME -> TARGET`, or `NAME MODE TEXT`.
@@ -417,6 +388,7 @@ impl Layer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hash::{digest_from, digest_of};
 
     fn text(text: &str) -> Node {
         Node::file(Content::Bytes(text.into()))
@@ -448,10 +420,9 @@ mod tests {
         let mut sent = Vec::new();
         let upload = layer.compress(&mut sent).unwrap();
         assert_eq!(upload.size, sent.len() as u64);
-        assert_eq!(upload.digest, Digest::from_sha256(sha2::Sha256::digest(&sent).into()));
-        let mut plain = Hasher::new(io::sink());
-        io::copy(&mut zstd::Decoder::new(&sent[..]).unwrap(), &mut plain).unwrap();
-        assert_eq!(plain.finish().digest, layer.packed().unwrap().diff_id);
+        assert_eq!(upload.digest, digest_of(&sent));
+        let plain = zstd::Decoder::new(&sent[..]).unwrap();
+        assert_eq!(digest_from(plain).unwrap(), layer.packed().unwrap().diff_id);
     }
 
     #[test]

@@ -7,12 +7,12 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use stead_core::api::package::PackedConfig;
 use stead_core::ids::Digest;
 
 use super::super::error::PackError;
 use super::super::tar::Layer;
+use crate::hash::{Hashing, digest_of};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -32,17 +32,16 @@ pub(crate) fn write_layout(
     fs::create_dir_all(&blobs).map_err(PackError::io(&blobs))?;
     let unnamed = path.join("layer");
     let file = File::create(&unnamed).map_err(PackError::io(&unnamed))?;
-    let mut out =
-        Hashing { file: BufWriter::with_capacity(1 << 20, file), hash: Sha256::new(), size: 0 };
+    let mut out = Hashing::new(BufWriter::with_capacity(1 << 20, file));
     layer.write(&mut out)?;
     out.flush().map_err(PackError::io(&unnamed))?;
-    let layer = Digest::from_sha256(out.hash.finalize().into());
+    let (layer, size) = out.finish();
     let named = blobs.join(layer.hex());
     fs::rename(&unnamed, &named).map_err(PackError::io(&named))?;
 
     let keep = |value: &Value| -> Result<(Digest, usize), PackError> {
         let bytes = value.to_string();
-        let digest = Digest::from_sha256(Sha256::digest(&bytes).into());
+        let digest = digest_of(&bytes);
         let path = blobs.join(digest.hex());
         fs::write(&path, &bytes).map_err(PackError::io(&path))?;
         Ok((digest, bytes.len()))
@@ -53,7 +52,7 @@ pub(crate) fn write_layout(
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "config": descriptor(CONFIG, &config, config_size as u64),
-        "layers": [descriptor(LAYER, &layer, out.size)],
+        "layers": [descriptor(LAYER, &layer, size)],
     }))?;
     let index = json!({
         "schemaVersion": 2,
@@ -86,23 +85,4 @@ fn stored(config: &PackedConfig, layer: &Digest) -> Value {
         },
         "rootfs": { "type": "layers", "diff_ids": [layer.to_string()] },
     })
-}
-
-struct Hashing<W> {
-    file: W,
-    hash: Sha256,
-    size: u64,
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let count = self.file.write(bytes)?;
-        self.hash.update(&bytes[..count]);
-        self.size += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.file.flush()
-    }
 }

@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 use stead_core::api::package::BaseName;
-use stead_core::ids::Digest;
 
 use super::project::{FILE, Project};
+use crate::hash;
 use crate::package::error::PackError;
 use crate::package::kept::Kept;
 use crate::package::pack::PackOptions;
@@ -57,7 +56,7 @@ pub(super) fn install(
     let manifest = project.for_install().to_string();
     let settings = ignore::read(root, SETTINGS)?;
     let about = format!("{EDITION} {base} {ARCH}\n{manifest}\n{}", lock.normal);
-    let key = Digest::from_sha256(Sha256::digest(about).into());
+    let key = hash::digest_of(about);
     let folder = Kept::open(&options.cache, "node")?.get(key.hex(), |folder| {
         (options.progress)("installing dependencies");
         let write = |name: &str, text: &str| {

@@ -10,13 +10,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use sha2::{Digest as _, Sha256};
 use stead_core::api::package::BaseName;
-use stead_core::ids::Digest;
 
 use super::interpreter::Interpreter;
 use super::lock::{How, Lock};
 use super::{DEPENDENCIES, bytecode};
+use crate::hash;
 use crate::package::error::PackError;
 use crate::package::kept::Kept;
 use crate::package::pack::PackOptions;
@@ -38,7 +37,7 @@ pub(super) fn install(
     options: &PackOptions,
 ) -> Result<PathBuf, PackError> {
     let about = format!("{EDITION} {base} {ARCH}\n{}", lock.key);
-    let key = Digest::from_sha256(Sha256::digest(about).into());
+    let key = hash::digest_of(about);
     Kept::open(&options.cache, "python")?.get(key.hex(), |folder| {
         (options.progress)("installing dependencies");
         let fitting = Interpreter::of_base(base);
