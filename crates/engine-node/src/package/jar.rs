@@ -18,7 +18,7 @@ use std::sync::Arc;
 use stead_core::api::package::{BaseName, PackageKind, PackedConfig, RuntimeName};
 
 use super::error::PackError;
-use super::pack::{Needs, Pack, PackOptions, USUAL_PORT};
+use super::pack::{Needs, Pack, PackOptions};
 use super::tar::Node;
 use super::zip::{Archive, Limits};
 
@@ -99,15 +99,11 @@ pub(super) fn home() -> Node {
 
 /// How a jar is run. Everybody who can be told the port by the environment is told.
 pub(super) fn config(jar: &str, options: &PackOptions) -> PackedConfig {
-    let port = options.port.unwrap_or(USUAL_PORT);
-    let told = ["PORT", "SERVER_PORT", "QUARKUS_HTTP_PORT", "MICRONAUT_SERVER_PORT"];
-    PackedConfig {
-        entrypoint: vec!["java".into(), "-jar".into(), format!("/{APP}/{jar}")],
-        env: told.map(|name| (name.to_owned(), port.to_string())).into(),
-        working_dir: format!("/{APP}"),
-        port: Some(port),
-        ..PackedConfig::default()
-    }
+    let port = options.told_port().to_string();
+    let told = ["SERVER_PORT", "QUARKUS_HTTP_PORT", "MICRONAUT_SERVER_PORT"];
+    let env = told.map(|name| (name.to_owned(), port.clone())).into();
+    let entrypoint = vec!["java".into(), "-jar".into(), format!("/{APP}/{jar}")];
+    options.config(entrypoint, &format!("/{APP}"), env)
 }
 
 /// When an archive was last changed, by its entries.

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of files: the kinds beside it do.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use stead_core::api::package::{BaseName, PackageKind, PackedConfig, RuntimeName};
@@ -58,6 +59,30 @@ impl PackOptions {
     /// Whether the manifest names this runtime.
     pub(super) fn runs_on(&self, runtime: RuntimeName) -> bool {
         self.runtime.as_ref().is_some_and(|wanted| wanted.runtime == runtime)
+    }
+
+    /// The port that the App is told to listen on.
+    pub(super) fn told_port(&self) -> u16 {
+        self.port.unwrap_or(USUAL_PORT)
+    }
+
+    /// How a program in `folder` is run that looks for its port in `PORT`, which `env` may set
+    /// otherwise.
+    pub(super) fn config(
+        &self,
+        entrypoint: Vec<String>,
+        folder: &str,
+        mut env: BTreeMap<String, String>,
+    ) -> PackedConfig {
+        let port = self.told_port();
+        env.entry("PORT".to_owned()).or_insert_with(|| port.to_string());
+        PackedConfig {
+            entrypoint,
+            env,
+            working_dir: folder.to_owned(),
+            port: Some(port),
+            ..PackedConfig::default()
+        }
     }
 
     /// The base to run `path` on: the one that the manifest names, else the lowest known one

@@ -4,6 +4,7 @@
 //! or is an error that names it. Libraries come first, the program last: the next version
 //! changes only that. Does not know what the program opens by itself while it runs.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use super::elf::{self, Elf, ElfError, Machine};
 use super::error::PackError;
 use super::ignore;
 use super::libraries::{self, LibraryError};
-use super::pack::{Pack, PackOptions, USUAL_PORT};
+use super::pack::{Pack, PackOptions};
 use super::system::{self, NONROOT};
 use super::tar::{Content, Layer, Node, Tree};
 
@@ -98,18 +99,13 @@ pub(super) fn pack(path: &Path, options: &PackOptions) -> Result<Pack, PackError
     let place = place
         .to_str()
         .ok_or_else(|| PackError::unfit(&program, "its name is not UTF-8", "rename it"))?;
-    let port = options.port.unwrap_or(USUAL_PORT);
     Ok(Pack {
         kind: PackageKind::Program,
         base: None,
         layers,
         config: PackedConfig {
-            entrypoint: vec![place.to_owned()],
-            working_dir: FOLDER.to_owned(),
             user: format!("{NONROOT}:{NONROOT}"),
-            port: Some(port),
-            env: [("PORT".to_owned(), port.to_string())].into(),
-            ..PackedConfig::default()
+            ..options.config(vec![place.to_owned()], FOLDER, BTreeMap::new())
         },
         notes: vec![match elf.interpreter {
             Some(_) => {

@@ -45,8 +45,8 @@ pub(super) fn command(line: &str, known: &BTreeMap<String, String>) -> Result<Co
     if words.is_empty() { Err(NeedsShell::Empty) } else { Ok(Command { env, words }) }
 }
 
-/// The command of the process `web` in a Procfile, and the names of the others.
-pub(super) fn procfile(text: &str) -> (Option<&str>, Vec<&str>) {
+/// The command of the process `web` in a Procfile, and what to tell a person of the others.
+pub(super) fn procfile(text: &str) -> Option<(&str, Option<String>)> {
     let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
     let processes = lines.filter_map(|line| line.split_once(':'));
     let (mut web, mut others) = (None, Vec::new());
@@ -56,7 +56,8 @@ pub(super) fn procfile(text: &str) -> (Option<&str>, Vec<&str>) {
             _ => others.push(name),
         }
     }
-    (web, others)
+    let note = || format!("only `web` of the Procfile is packed, not {}", others.join(", "));
+    Some((web?, (!others.is_empty()).then(note)))
 }
 
 fn assignment(word: &str) -> Option<(String, String)> {
@@ -194,8 +195,13 @@ mod tests {
     #[test]
     fn a_procfile_names_what_serves() {
         let text = "# how it runs\nrelease: ./migrate\nweb:  gunicorn a:app -b :$PORT \n";
-        assert_eq!(procfile(text), (Some("gunicorn a:app -b :$PORT"), vec!["release"]));
-        assert_eq!(procfile(""), (None, vec![]));
+        let (web, note) = procfile(text).unwrap();
+        assert_eq!(web, "gunicorn a:app -b :$PORT");
+        assert!(note.unwrap().ends_with("not release"));
+        assert_eq!(procfile("web: a"), Some(("a", None)));
+        for none in ["", "release: ./migrate", "# web: a"] {
+            assert_eq!(procfile(none), None, "{none}");
+        }
     }
 
     #[test]

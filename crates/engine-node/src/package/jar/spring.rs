@@ -10,7 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use stead_core::api::package::{PackageKind, PackedConfig};
+use stead_core::api::package::PackageKind;
 
 use super::super::error::PackError;
 use super::super::pack::{Pack, PackOptions};
@@ -115,7 +115,7 @@ impl Boot {
             kind,
             base: Some(base(path, self.java(archive, manifest)?, options)?),
             layers: layers.map(|(name, tree)| Layer::new(name, tree)).collect(),
-            config: PackedConfig { ..config(THIN, options) },
+            config: config(THIN, options),
             notes: Vec::new(),
         })
     }

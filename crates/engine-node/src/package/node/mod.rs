@@ -13,11 +13,11 @@ mod start;
 
 use std::path::Path;
 
-use stead_core::api::package::{BaseName, PackageKind, PackedConfig, RuntimeName};
+use stead_core::api::package::{BaseName, PackageKind, RuntimeName};
 
 use super::error::PackError;
 use super::ignore;
-use super::pack::{Needs, Pack, PackOptions, USUAL_PORT};
+use super::pack::{Needs, Pack, PackOptions};
 use super::tar::{Layer, Tree};
 use super::tool;
 use super::versions::Versions;
@@ -68,8 +68,7 @@ pub(super) fn pack(root: &Path, options: &PackOptions) -> Result<Pack, PackError
             notes.push(format!("package.json's own {} did not run", skipped.join(", ")));
         }
     }
-    let port = options.port.unwrap_or(USUAL_PORT);
-    let start = Start::find(root, &project, &found, installed.as_deref(), port)?;
+    let start = Start::find(root, &project, &found, installed.as_deref(), options.told_port())?;
     notes.push(format!("starts as `{}`, says {}", start.command.join(" "), start.says));
     notes.extend(start.notes);
     let mut tree = Tree::new();
@@ -78,18 +77,11 @@ pub(super) fn pack(root: &Path, options: &PackOptions) -> Result<Pack, PackError
 
     let mut env = start.env;
     env.entry("NODE_ENV".to_owned()).or_insert_with(|| "production".to_owned());
-    env.entry("PORT".to_owned()).or_insert_with(|| port.to_string());
     Ok(Pack {
         kind: PackageKind::Node,
         base: Some(base),
         layers,
-        config: PackedConfig {
-            entrypoint: start.command,
-            working_dir: PROJECT.to_owned(),
-            env,
-            port: Some(port),
-            ..PackedConfig::default()
-        },
+        config: options.config(start.command, PROJECT, env),
         notes,
     })
 }

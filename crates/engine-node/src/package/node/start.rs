@@ -50,13 +50,9 @@ impl Start {
         let packed = found.iter().map(|found| found.path.clone()).collect();
         let search = Search { root, project, packed, installed, port };
         let procfile = ignore::read(root, "Procfile")?.unwrap_or_default();
-        let (web, others) = words::procfile(&procfile);
-        if let Some(line) = web {
+        if let Some((line, note)) = words::procfile(&procfile) {
             let mut start = search.line(line, "Procfile", 0)?;
-            if !others.is_empty() {
-                let others = others.join(", ");
-                start.notes.push(format!("only `web` of the Procfile is packed, not {others}"));
-            }
+            start.notes.extend(note);
             return Ok(start);
         }
         if let Some(line) = project.script("start") {

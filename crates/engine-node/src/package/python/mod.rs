@@ -17,11 +17,11 @@ mod start;
 
 use std::path::Path;
 
-use stead_core::api::package::{BaseName, PackageKind, PackedConfig, RuntimeName};
+use stead_core::api::package::{BaseName, PackageKind, RuntimeName};
 
 use super::error::PackError;
 use super::ignore;
-use super::pack::{Needs, Pack, PackOptions, USUAL_PORT};
+use super::pack::{Needs, Pack, PackOptions};
 use super::tar::{Layer, Tree};
 use super::versions::Versions;
 use interpreter::Interpreter;
@@ -78,8 +78,7 @@ pub(super) fn pack(root: &Path, options: &PackOptions) -> Result<Pack, PackError
         layers.push(Layer::new("dependencies", tree));
         installed = Some(folder);
     }
-    let port = options.port.unwrap_or(USUAL_PORT);
-    let start = Start::find(root, &project, installed.as_deref(), port)?;
+    let start = Start::find(root, &project, installed.as_deref(), options.told_port())?;
     notes.push(format!("starts as `{}`, says {}", start.command.join(" "), start.says));
     notes.extend(start.note);
     let mut tree = Tree::new();
@@ -97,18 +96,11 @@ pub(super) fn pack(root: &Path, options: &PackOptions) -> Result<Pack, PackError
     let paths = if root.join("src").is_dir() { "/app:/app/src" } else { PROJECT };
     env.entry("PYTHONPATH".to_owned()).or_insert_with(|| format!("{paths}:{DEPENDENCIES}"));
     env.entry("PYTHONUNBUFFERED".to_owned()).or_insert_with(|| "1".to_owned());
-    env.entry("PORT".to_owned()).or_insert_with(|| port.to_string());
     Ok(Pack {
         kind: PackageKind::Python,
         base: Some(base),
         layers,
-        config: PackedConfig {
-            entrypoint: start.command,
-            working_dir: PROJECT.to_owned(),
-            env,
-            port: Some(port),
-            ..PackedConfig::default()
-        },
+        config: options.config(start.command, PROJECT, env),
         notes,
     })
 }

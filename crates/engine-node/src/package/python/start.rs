@@ -40,11 +40,7 @@ impl Start {
         port: u16,
     ) -> Result<Self, PackError> {
         let procfile = ignore::read(root, "Procfile")?.unwrap_or_default();
-        let (web, others) = words::procfile(&procfile);
-        if let Some(line) = web {
-            let note = (!others.is_empty()).then(|| {
-                format!("only `web` of the Procfile is packed, not {}", others.join(", "))
-            });
+        if let Some((line, note)) = words::procfile(&procfile) {
             let known = BTreeMap::from([("PORT".to_owned(), port.to_string())]);
             let command = words::command(line, &known).map_err(|reason| {
                 let hint = "write it without a shell, or start a script of the project";
