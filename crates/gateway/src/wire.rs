@@ -203,6 +203,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
             }
             Scan::Refuse(line, why) => {
                 tracing::debug!(why, "request refused");
+                http1.refused = true;
+                this.held = Bytes::new();
+                if http1.scanner.in_body() {
+                    // The input ends before the line: a body that is not whole is an error.
+                    buf.set_filled(start + line.start);
+                    return Poll::Ready(Ok(()));
+                }
                 // NUL has no place in a line: hyper answers 400 and closes. (In the place of
                 // LF alone, behind CR, it would close without an answer.) It looks only when
                 // a head seems complete. What stands before the line is another message's.
@@ -211,7 +218,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
                 buf.filled_mut()[from..end].fill(0);
                 buf.set_filled(end);
                 this.held = Bytes::from_static(b"\r\n\r\n");
-                http1.refused = true;
             }
         }
         if http1.scanner.in_head() {

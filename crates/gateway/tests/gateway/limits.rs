@@ -79,12 +79,20 @@ async fn a_refused_framing_closes_the_connection() {
         assert_eq!(all.matches("HTTP/1.1").count(), 1, "{head:?}: {all}");
     }
     // Inside a body as well: the App sees it broken off, and nothing of what follows.
-    let payload = format!(
-        "POST /count HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n1\nx\r\n0\r\n\r\n{smuggled}"
-    );
-    let all = outcome(&gateway, payload.as_bytes()).await;
-    assert!(!all.contains(" 200 "), "{all}");
-    assert!(app.requests() <= 1);
+    for body in [
+        "1\nx\r\n0\r\n\r\n",
+        "0;extension\n\r\n\r\n",
+        "1;extension\nx\r\n0\r\n\r\n",
+        "0\r\nX: y\n\r\n",
+    ] {
+        let before = app.requests();
+        let head = format!("POST /count HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked");
+        let payload = format!("{head}\r\n\r\n{body}{smuggled}");
+        let all = outcome(&gateway, payload.as_bytes()).await;
+        assert!(all.starts_with("HTTP/1.1 400"), "{body:?}: {all}");
+        assert_eq!(all.matches("HTTP/1.1").count(), 1, "{body:?}: {all}");
+        assert!(app.requests() <= before + 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
