@@ -34,6 +34,8 @@ pub struct Capabilities {
     pub handover: bool,
     /// It can freeze a Container and thaw it.
     pub freeze: bool,
+    /// It gives images out as archives.
+    pub export: bool,
 }
 
 /// Why an engine refused or failed.
@@ -261,8 +263,8 @@ pub trait Engine: Send + Sync + 'static {
     /// Gives the bytes freed.
     async fn prune(&self, keep: &[Digest], unused_for: Micros) -> Result<u64, EngineError>;
 
-    /// Says which images are needed besides those of the Fleets it has. Until this was said
-    /// once, it makes no room by itself; from then on it may remove any other.
+    /// Says which images are needed besides those of the Fleets it has, here or not yet. Until
+    /// this was said once, it makes no room by itself; from then on it may remove any other.
     async fn keep(&self, _needed: &[Digest]) -> Result<(), EngineError> {
         Ok(())
     }

@@ -203,7 +203,7 @@ impl Drop for NodeEngine {
 #[async_trait]
 impl Engine for NodeEngine {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { in_place: true, handover: true, freeze: true }
+        Capabilities { in_place: true, handover: true, freeze: true, export: true }
     }
 
     async fn apply(&self, fleet: Fleet) -> Result<(), EngineError> {

@@ -7,8 +7,10 @@
 //! The suite looks only at what [`Engine`] shows and at what the Witness was asked; it knows
 //! nothing of processes, networks or simulators.
 
+mod archive;
 mod checks;
 mod faulty;
+mod parcel;
 mod stage;
 mod witness;
 
@@ -18,7 +20,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use stead_core::engine::Engine;
 use stead_core::manifest::Manifest;
+use stead_core::registry::{Login, RegistryHost};
 
+use self::checks::Check;
 pub use faulty::{Defect, FaultyEngine, SimSubject};
 pub use witness::{Seen, Witness};
 
@@ -37,6 +41,19 @@ pub struct Images {
     pub never_ready: String,
 }
 
+/// Registries that the engine under test can ask.
+#[derive(Debug, Clone)]
+pub struct Registries {
+    /// Answers only with this login, whose password is not `wrong`.
+    pub guarded: RegistryHost,
+    /// What `guarded` accepts.
+    pub login: Login,
+    /// Answers everybody.
+    pub open: RegistryHost,
+    /// Does not answer.
+    pub away: RegistryHost,
+}
+
 /// An engine under test and the machine below it.
 #[async_trait]
 pub trait Subject: Send + Sync {
@@ -49,6 +66,9 @@ pub trait Subject: Send + Sync {
 
     /// The images to test with.
     fn images(&self) -> Images;
+
+    /// The registries to test with.
+    fn registries(&self) -> Registries;
 
     /// Fits a check's settings to this machine: a probe, a port. By default nothing.
     fn fit(&self, _settings: &mut Manifest) {}
@@ -64,6 +84,8 @@ pub struct Report {
     pub passed: Vec<&'static str>,
     /// The others, and why they failed.
     pub failed: Vec<(&'static str, String)>,
+    /// Those that the engine says it lacks a capability for, and which. They were not run.
+    pub lacking: Vec<(&'static str, &'static str)>,
 }
 
 impl Report {
@@ -72,7 +94,7 @@ impl Report {
         self.failed.iter().any(|(failed, _)| *failed == name)
     }
 
-    /// Passes when every check did.
+    /// Passes when every check did that was run.
     ///
     /// # Panics
     /// When one failed, naming all that did.
@@ -91,7 +113,11 @@ impl fmt::Display for Report {
         for (name, why) in &self.failed {
             writeln!(f, "FAILED  {name}: {why}")?;
         }
-        write!(f, "{} passed, {} failed", self.passed.len(), self.failed.len())
+        for (name, capability) in &self.lacking {
+            writeln!(f, "lacks   {name}: {capability}")?;
+        }
+        let (passed, failed) = (self.passed.len(), self.failed.len());
+        write!(f, "{passed} passed, {failed} failed, {} lacking", self.lacking.len())
     }
 }
 
@@ -111,15 +137,20 @@ where
     O: Future<Output = Box<dyn Subject>>,
 {
     let mut report = Report::default();
-    for (name, check) in checks::ALL {
+    for Check { name, lacks, run } in checks::ALL {
         if !names.is_empty() && !names.contains(name) {
             continue;
         }
         let witness = Arc::new(Witness::default());
         let subject = open(witness.clone()).await;
+        if let Some(capability) = lacks(&subject.engine().capabilities()) {
+            report.lacking.push((name, capability));
+            subject.end().await;
+            continue;
+        }
         let mut stage = stage::Stage::new(subject, witness.clone(), name);
         // A broken rule says more than what followed from it.
-        let result = check(&mut stage).await;
+        let result = run(&mut stage).await;
         let result = stage.verdict().and(result);
         stage.end().await;
         match result {
@@ -132,5 +163,5 @@ where
 
 /// The names of all checks, in the order they are run.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    checks::ALL.iter().map(|(name, _)| *name)
+    checks::ALL.iter().map(|check| check.name)
 }

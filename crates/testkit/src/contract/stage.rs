@@ -3,15 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stead_core::engine::{Engine, EngineError};
+use stead_core::api::package::{ComposeRequest, Composed, UploadView};
+use stead_core::engine::{Engine, EngineError, ImageInfo};
 use stead_core::fleet::{ContainerSeen, ContainerState, Fleet, FleetSeen, ReleaseSpec};
-use stead_core::ids::{Generation, Ordinal};
+use stead_core::ids::{Digest, Generation, Ordinal};
 use stead_core::invariants::check_world;
 use stead_core::manifest::Manifest;
 use stead_core::name::AppKey;
+use stead_core::time::Micros;
 use tokio::time::Instant;
 
-use super::{Images, Subject, Witness};
+use super::parcel::{Parcel, part, pieces, request};
+use super::{Images, Registries, Subject, Witness};
 use crate::sim::{app_key, fleet, release_of, settings};
 
 /// Longest wait for anything.
@@ -58,12 +61,108 @@ impl Stage {
         image: &str,
         change: impl FnOnce(&mut Manifest),
     ) -> Result<ReleaseSpec, String> {
-        let mut settings = settings(&self.app, image);
+        Ok(self.release_of(image, self.resolve(image).await?, change))
+    }
+
+    /// A Release of an image that is known by its digest.
+    pub(super) fn release_of(
+        &self,
+        reference: &str,
+        image: Digest,
+        change: impl FnOnce(&mut Manifest),
+    ) -> ReleaseSpec {
+        let mut settings = settings(&self.app, reference);
         self.subject.fit(&mut settings);
         change(&mut settings);
+        release_of(settings, image)
+    }
+
+    /// The digest that a reference names.
+    pub(super) async fn resolve(&self, image: &str) -> Result<Digest, String> {
         let digest = self.engine().resolve(image).await;
-        let digest = digest.map_err(|error| format!("{image} does not resolve: {error}"))?;
-        Ok(release_of(settings, digest))
+        digest.map_err(|error| format!("{image} does not resolve: {error}"))
+    }
+
+    /// Registries to test with.
+    pub(super) fn registries(&self) -> Registries {
+        self.subject.registries()
+    }
+
+    /// Fetches an image.
+    pub(super) async fn warm(&self, image: &str) -> Result<Digest, String> {
+        let digest = self.resolve(image).await?;
+        let warmed = self.engine().warm(image, &digest).await;
+        warmed.map_err(|error| format!("{image} is not fetched: {error}"))?;
+        Ok(digest)
+    }
+
+    /// Images that are here, in order of their digests.
+    pub(super) async fn images(&self) -> Result<Vec<Digest>, String> {
+        let images = self.engine().images().await;
+        let images = images.map_err(|error| format!("images fails: {error}"))?;
+        let mut images: Vec<Digest> = images.into_iter().map(|image| image.digest).collect();
+        images.sort();
+        Ok(images)
+    }
+
+    /// Removes all images but these, and gives the bytes freed.
+    pub(super) async fn prune(&self, keep: &[Digest]) -> Result<u64, String> {
+        let freed = self.engine().prune(keep, Micros(0)).await;
+        freed.map_err(|error| format!("prune fails: {error}"))
+    }
+
+    /// Says which images are needed.
+    pub(super) async fn keep(&self, needed: &[Digest]) -> Verdict {
+        self.engine().keep(needed).await.map_err(|error| format!("keep fails: {error}"))
+    }
+
+    /// How much of an upload is here.
+    pub(super) async fn uploaded(&self, whole: &[u8]) -> Result<UploadView, String> {
+        let view = self.engine().uploaded(&part(whole, 0).digest).await;
+        view.map_err(|error| format!("uploaded fails: {error}"))
+    }
+
+    /// Looks until so much of an upload is here.
+    pub(super) async fn until_uploaded(&self, whole: &[u8], bytes: u64) -> Verdict {
+        let deadline = Instant::now() + DEADLINE;
+        while self.uploaded(whole).await?.offset < bytes {
+            if Instant::now() >= deadline {
+                return Err(format!("{bytes} bytes of an upload never arrived"));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Sends more of an upload.
+    pub(super) async fn send(
+        &self,
+        whole: &[u8],
+        offset: usize,
+        bytes: &[u8],
+    ) -> Result<UploadView, String> {
+        let view = self.engine().upload(part(whole, offset), pieces(bytes)).await;
+        view.map_err(|error| format!("an upload at {offset} fails: {error}"))
+    }
+
+    /// The image that a request makes of what is here.
+    pub(super) async fn compose(
+        &self,
+        request: &ComposeRequest,
+        base: Option<&Digest>,
+    ) -> Result<ImageInfo, String> {
+        match self.engine().compose(request, base).await {
+            Ok(Composed::Image(image)) => Ok(image),
+            other => Err(format!("all layers are here, and compose answers {other:?}")),
+        }
+    }
+
+    /// Sends layers and composes them.
+    pub(super) async fn composed(&self, layers: &[&Parcel]) -> Result<ImageInfo, String> {
+        for layer in layers {
+            self.send(&layer.sent, 0, &layer.sent).await?;
+        }
+        self.compose(&request(layers.iter().map(|l| l.uploaded()).collect()), None).await
     }
 
     /// A Fleet of this check's App.

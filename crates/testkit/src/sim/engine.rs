@@ -1,15 +1,19 @@
 //! [`Engine`] over a simulated machine, for the tests of the control plane.
 
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use stead_core::api::package::{
+    BaseName, ComposeRequest, Composed, RuntimeName, UploadPart, UploadView,
+};
 use stead_core::engine::{
-    Capabilities, Engine, EngineError, Exec, ExecInput, ExecOutput, ExecRequest, ImageInfo,
-    LogLine, LogQuery, PullProgress, Traffic, Usage,
+    ByteStream, Capabilities, Engine, EngineError, Exec, ExecInput, ExecOutput, ExecRequest,
+    HostRuntime, ImageInfo, LogLine, LogQuery, MadeBase, PullProgress, Traffic, Usage,
 };
 use stead_core::error::{Code, UserError};
 use stead_core::event::Events;
@@ -25,7 +29,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::node::{Effect, Fault, Node, Pace};
-use super::script::{resolve, script};
+use super::script::{digest_of, resolve, script};
+use super::shelf::{Plan, Shelf};
 
 /// Acts take up to a fifth of a millisecond.
 const QUICK: Pace = Pace { shortest: Micros(20), longest: Micros(200) };
@@ -36,6 +41,7 @@ const QUICK: Pace = Pace { shortest: Micros(20), longest: Micros(200) };
 #[derive(Clone)]
 pub struct SimMachine {
     node: Arc<Mutex<Node>>,
+    shelf: Arc<Mutex<Shelf>>,
     origin: (SystemTime, Instant),
 }
 
@@ -49,6 +55,7 @@ impl SimMachine {
     pub fn with_seed(seed: u64) -> Self {
         Self {
             node: Arc::new(Mutex::new(Node::new(seed, QUICK))),
+            shelf: Arc::default(),
             origin: (SystemTime::now(), Instant::now()),
         }
     }
@@ -72,6 +79,37 @@ impl SimMachine {
 
     fn lock(&self) -> MutexGuard<'_, Node> {
         self.node.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn images(&self) -> BTreeMap<Digest, Time> {
+        self.lock().images().clone()
+    }
+
+    /// Images that a Fleet names, or that were said to be needed.
+    fn needed(&self) -> BTreeSet<Digest> {
+        let mut needed: BTreeSet<Digest> = self.shelf().needed.iter().cloned().collect();
+        let node = self.lock();
+        for app in node.apps() {
+            let releases = node.fleet(&app).into_iter().flat_map(|fleet| fleet.releases.values());
+            needed.extend(
+                releases.flat_map(|release| release.images()).map(|(image, _)| image.clone()),
+            );
+        }
+        needed
+    }
+
+    /// Takes images off the machine. Gives the bytes freed.
+    pub(crate) fn remove_images(&self, gone: impl IntoIterator<Item = Digest>) -> u64 {
+        let (mut shelf, mut node) = (self.shelf(), self.lock());
+        let removed = gone.into_iter().filter(|image| {
+            shelf.forget(image);
+            node.remove_image(image)
+        });
+        removed.count() as u64 * IMAGE_SIZE
     }
 }
 
@@ -139,6 +177,14 @@ impl SimEngine {
         let result = change(&mut self.machine.lock(), self.machine.now());
         self.changed.notify_one();
         result
+    }
+
+    /// Puts an image on the machine under a name, or uses it again.
+    fn take_in(&self, image: Digest, name: &str) -> ImageInfo {
+        self.change(|node, now| node.add_image(image.clone(), now));
+        let mut shelf = self.machine.shelf();
+        shelf.name(&image, name);
+        info(&shelf, image, self.machine.now())
     }
 
     fn running(&self, app: &AppKey) -> Vec<(Ordinal, ContainerId, Time)> {
@@ -235,7 +281,7 @@ impl Worker {
 #[async_trait]
 impl Engine for SimEngine {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { in_place: true, handover: true, freeze: true }
+        Capabilities { in_place: true, handover: true, freeze: true, export: false }
     }
 
     async fn apply(&self, fleet: Fleet) -> Result<(), EngineError> {
@@ -276,32 +322,37 @@ impl Engine for SimEngine {
         Ok(resolve(reference)?)
     }
 
-    /// Every registry answers, and knows any password but `wrong`.
+    /// A registry named `away` does not answer, and one named `open` wants no login. All others
+    /// know any password but `wrong`.
     async fn check_registry(
         &self,
         host: &RegistryHost,
         login: Option<&Login>,
     ) -> Result<RegistryChecked, EngineError> {
-        if login.is_some_and(|login| login.password.expose() == "wrong") {
-            let message = format!("{host} does not accept the login");
-            return Err(UserError::new(Code::RegistryDenied, message, "try another").into());
+        let refuse = |code, message| Err(UserError::new(code, message, "try another").into());
+        match (host.as_str(), login) {
+            ("away", _) => {
+                refuse(Code::RegistryUnavailable, format!("{host} could not be reached"))
+            }
+            ("open", Some(_)) => Ok(RegistryChecked::WantsNone),
+            (_, Some(login)) if login.password.expose() == "wrong" => {
+                refuse(Code::RegistryDenied, format!("{host} does not accept the login"))
+            }
+            _ => Ok(RegistryChecked::Accepted),
         }
-        Ok(RegistryChecked::Accepted)
     }
 
     async fn warm(&self, reference: &str, digest: &Digest) -> Result<(), EngineError> {
         if let Some(code) = script(reference).pull_fails {
             return Err(super::trouble::not_pulled(code, reference).into());
         }
-        self.change(|node, _| node.add_image(digest.clone()));
+        self.take_in(digest.clone(), reference);
         Ok(())
     }
 
     async fn import(&self, path: PathBuf, name: Option<String>) -> Result<ImageInfo, EngineError> {
         let name = name.unwrap_or_else(|| path.display().to_string());
-        let digest = resolve(&name)?;
-        self.change(|node, _| node.add_image(digest.clone()));
-        Ok(ImageInfo { names: vec![name], ..info(digest, self.machine.now()) })
+        Ok(self.take_in(resolve(&name)?, &name))
     }
 
     fn pulling(&self, _digest: &Digest) -> Option<PullProgress> {
@@ -314,24 +365,108 @@ impl Engine for SimEngine {
             let message = "the site has no missing.html";
             return Err(UserError::new(Code::SiteUnfit, message, "name another page").into());
         }
-        let here = self.machine.lock().images().any(|known| known == image);
+        let here = self.machine.lock().images().contains_key(image);
         Ok(here.then(|| PathBuf::from(format!("/sim/{}", image.hex()))))
     }
 
     async fn images(&self) -> Result<Vec<ImageInfo>, EngineError> {
-        let now = self.machine.now();
-        Ok(self.machine.lock().images().map(|digest| info(digest.clone(), now)).collect())
+        let (images, shelf) = (self.machine.images(), self.machine.shelf());
+        Ok(images.into_iter().map(|(image, used)| info(&shelf, image, used)).collect())
     }
 
-    async fn prune(&self, keep: &[Digest], _unused_for: Micros) -> Result<u64, EngineError> {
-        let mut node = self.machine.lock();
-        let mut keep = keep.to_vec();
-        for app in node.apps() {
-            let releases = node.fleet(&app).into_iter().flat_map(|fleet| fleet.releases.values());
-            keep.extend(releases.map(|release| release.image.clone()));
+    async fn prune(&self, keep: &[Digest], unused_for: Micros) -> Result<u64, EngineError> {
+        self.keep(keep).await?;
+        let (needed, now) = (self.machine.needed(), self.machine.now());
+        let unused =
+            |image: &Digest, used: Time| !needed.contains(image) && now.since(used) >= unused_for;
+        let images = self.machine.images().into_iter();
+        let gone = images.filter(|(image, used)| unused(image, *used)).map(|(image, _)| image);
+        Ok(self.machine.remove_images(gone))
+    }
+
+    /// Its disk is never full, so this makes no room.
+    async fn keep(&self, needed: &[Digest]) -> Result<(), EngineError> {
+        self.machine.shelf().needed = needed.to_vec();
+        Ok(())
+    }
+
+    async fn remove_image(&self, image: &Digest) -> Result<u64, EngineError> {
+        let refuse =
+            |code, message| Err(UserError::new(code, message, "look at `stead image ls`").into());
+        if !self.machine.images().contains_key(image) {
+            return refuse(Code::NotFound, format!("image {image} is not on this machine"));
         }
-        let gone: Vec<Digest> = node.images().filter(|d| !keep.contains(d)).cloned().collect();
-        Ok(gone.iter().filter(|digest| node.remove_image(digest)).count() as u64 * IMAGE_SIZE)
+        if self.machine.needed().contains(image) {
+            return refuse(Code::Conflict, format!("image {image} is in use"));
+        }
+        Ok(self.machine.remove_images([image.clone()]))
+    }
+
+    async fn uploaded(&self, digest: &Digest) -> Result<UploadView, EngineError> {
+        Ok(self.machine.shelf().uploaded(digest))
+    }
+
+    async fn upload(
+        &self,
+        mut part: UploadPart,
+        mut bytes: ByteStream,
+    ) -> Result<UploadView, EngineError> {
+        let here = self.uploaded(&part.digest).await?;
+        if here.complete {
+            return Ok(here);
+        }
+        // Before a byte is read, so that whoever is wrong hears of it at once.
+        self.machine.shelf().receive(&mut part, &[])?;
+        while let Some(piece) = bytes.next().await {
+            let piece = piece.map_err(|error| {
+                let message = format!("upload broke off after {} bytes: {error}", part.offset);
+                UserError::new(Code::BadRequest, message, "go on from there")
+            })?;
+            self.machine.shelf().receive(&mut part, &piece)?;
+        }
+        Ok(self.machine.shelf().received(&part)?)
+    }
+
+    async fn compose(
+        &self,
+        request: &ComposeRequest,
+        base: Option<&Digest>,
+    ) -> Result<Composed, EngineError> {
+        let images = self.machine.images();
+        if let Some(base) = base.filter(|base| !images.contains_key(base)) {
+            let message = format!("base image {base} is not on this machine");
+            return Err(UserError::new(Code::ImageNotFound, message, "make it again").into());
+        }
+        let image = {
+            let mut shelf = self.machine.shelf();
+            let image = match shelf.plan(request, base) {
+                Plan::Missing(layers) => return Ok(Composed::Missing(layers)),
+                Plan::Image(image) => image,
+            };
+            if !images.contains_key(&image) {
+                shelf.make(&image, request)?;
+            }
+            image
+        };
+        Ok(Composed::Image(self.take_in(image, &request.name)))
+    }
+
+    async fn host_runtimes(&self) -> Result<Vec<HostRuntime>, EngineError> {
+        Ok(vec![installed_java()])
+    }
+
+    async fn make_base(
+        &self,
+        base: &BaseName,
+        path: Option<PathBuf>,
+    ) -> Result<MadeBase, EngineError> {
+        let runtime = installed_java();
+        if *base != runtime.base || path.is_some_and(|path| path != Path::new(&runtime.path)) {
+            let message = format!("{base} is not installed there");
+            return Err(UserError::new(Code::PackageUnfit, message, "install it").into());
+        }
+        let name = format!("localhost/stead/{base}");
+        Ok(MadeBase { image: self.take_in(digest_of(&name), &name), runtime, notes: Vec::new() })
     }
 
     async fn logs(
@@ -413,6 +548,13 @@ impl Engine for SimEngine {
 
 const IMAGE_SIZE: u64 = 10 << 20;
 
-fn info(digest: Digest, created: Time) -> ImageInfo {
-    ImageInfo { digest, names: Vec::new(), size: IMAGE_SIZE, shared: 0, last_used: created }
+fn info(shelf: &Shelf, digest: Digest, last_used: Time) -> ImageInfo {
+    let names = shelf.names(&digest);
+    ImageInfo { digest, names, size: IMAGE_SIZE, shared: 0, last_used }
+}
+
+/// What every simulated machine has installed.
+fn installed_java() -> HostRuntime {
+    let base = BaseName::new(RuntimeName::Java, "17").expect("17 is digits");
+    HostRuntime { base, exact: "17.0.15".into(), path: "/usr/lib/jvm/17".into() }
 }

@@ -13,6 +13,7 @@ mod gateway;
 mod node;
 mod notes;
 mod script;
+mod shelf;
 mod trouble;
 mod world;
 

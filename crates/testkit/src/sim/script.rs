@@ -135,8 +135,12 @@ pub fn resolve(reference: &str) -> Result<Digest, UserError> {
 
 /// The digest that follows from a text.
 pub fn digest_of(text: &str) -> Digest {
+    digest_of_bytes(text.as_bytes())
+}
+
+pub(super) fn digest_of_bytes(bytes: &[u8]) -> Digest {
     use sha2::Digest as _;
-    Digest::from_sha256(sha2::Sha256::digest(text.as_bytes()).into())
+    Digest::from_sha256(sha2::Sha256::digest(bytes).into())
 }
 
 #[cfg(test)]

@@ -181,7 +181,7 @@ impl World {
                 return self.pass(now + *length);
             }
             Action::Deploy(what) => {
-                let here = self.node.images().any(|image| *image == digest_of(&what.reference()));
+                let here = self.node.images().contains_key(&digest_of(&what.reference()));
                 self.desk.deploy(what, here, now)
             }
             Action::Rollback => self.desk.rollback(false, now),

@@ -157,8 +157,8 @@ struct State {
     taken: u64,
     /// Images whose layers could not be made one folder.
     never_flat: HashSet<Digest>,
-    /// What somebody said is needed; `None` until it was said.
-    kept: Option<Vec<Arc<Image>>>,
+    /// What somebody said is needed, here or not yet; `None` until it was said.
+    kept: Option<HashSet<Digest>>,
     /// What images not yet complete need, and how many of them: not to be pruned.
     pins: HashMap<Digest, usize>,
 }

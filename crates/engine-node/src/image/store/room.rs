@@ -3,7 +3,7 @@
 //! Promises: whoever writes takes room first, and the store together with all that was taken
 //! stays within its quota and leaves a reserve on the disk. What nobody needs goes for it, the
 //! least recently used first; what is pinned, held or needed never does. Does not know who
-//! needs images: whoever does holds them.
+//! needs images: whoever does holds them, or says so.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::{fs, io};
 use stead_core::ids::Digest;
 
 use super::super::error::{ImageError, NoRoom};
-use super::{Image, ImageStore, Inner, Pruned, State};
+use super::{ImageStore, Inner, Pruned, State};
 
 /// What is left free on the disk for those who run, in bytes; on a small disk a share of it. What
 /// was taken and is not written yet comes out of it for a moment: 2 MiB of each layer under way.
@@ -61,15 +61,9 @@ impl ImageStore {
     /// From now on these images are needed, and any other that nobody holds may be removed when
     /// room is needed. Before this was said once, none is.
     ///
-    /// Those that are not here are passed over.
+    /// Those that are not here yet are needed from when they come.
     pub fn keep(&self, needed: &[Digest]) {
-        let mut state = self.inner.state();
-        let held: Vec<Arc<Image>> = needed
-            .iter()
-            .filter_map(|digest| state.images.get(digest))
-            .map(|(_, image)| Arc::clone(image))
-            .collect();
-        state.kept = Some(held);
+        self.inner.state().kept = Some(needed.iter().cloned().collect());
     }
 
     /// Removes what a crash left behind, makes one folder of many layers and, where the store
@@ -176,9 +170,11 @@ impl Inner {
 }
 
 impl State {
-    /// Whether nobody holds an image, and it is not on its way.
+    /// Whether nobody holds or needs an image, and it is not on its way.
     pub(super) fn is_free(&self, digest: &Digest) -> bool {
+        let needed = self.kept.as_ref().is_some_and(|kept| kept.contains(digest));
         self.images.get(digest).is_some_and(|(_, image)| Arc::strong_count(image) == 1)
+            && !needed
             && !self.pins.contains_key(digest)
     }
 }

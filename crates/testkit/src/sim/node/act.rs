@@ -198,8 +198,7 @@ impl Node {
         let sidecars: Vec<Digest> =
             spec.into_iter().flat_map(|spec| spec.sidecars.values().cloned()).collect();
         let Some(code) = script(&reference).pull_fails else {
-            self.images.insert(digest);
-            self.images.extend(sidecars);
+            self.images.extend(std::iter::once(digest).chain(sidecars).map(|image| (image, now)));
             self.dirty.extend(self.apps.keys().cloned());
             self.event(
                 app,

@@ -139,7 +139,8 @@ pub struct Node {
     pace: Pace,
     up: bool,
     restarts: u64,
-    images: BTreeSet<Digest>,
+    /// What is here, and when it was last used.
+    images: BTreeMap<Digest, Time>,
     memory: Option<MemorySeen>,
     apps: BTreeMap<AppKey, Held>,
     due: BTreeMap<(Time, u64), Due>,
@@ -158,7 +159,7 @@ impl Node {
             pace,
             up: true,
             restarts: 0,
-            images: BTreeSet::new(),
+            images: BTreeMap::new(),
             memory: None,
             apps: BTreeMap::new(),
             due: BTreeMap::new(),
@@ -205,7 +206,7 @@ impl Node {
         let Some(held) = self.apps.get(app) else { return FleetSeen::default() };
         let mut seen = held.seen.clone();
         for spec in held.fleet.iter().flat_map(|fleet| fleet.releases.values()) {
-            for (image, _) in spec.images().filter(|(image, _)| self.images.contains(*image)) {
+            for (image, _) in spec.images().filter(|(image, _)| self.images.contains_key(*image)) {
                 seen.images.insert(image.clone(), ImageSeen::Present);
             }
         }
@@ -238,9 +239,9 @@ impl Node {
         Ok(())
     }
 
-    /// Puts an image on the machine.
-    pub fn add_image(&mut self, digest: Digest) {
-        self.images.insert(digest);
+    /// Puts an image on the machine, or uses it again.
+    pub fn add_image(&mut self, digest: Digest, now: Time) {
+        self.images.insert(digest, now);
         self.dirty.extend(self.apps.keys().cloned());
         self.settle();
     }
@@ -254,12 +255,12 @@ impl Node {
 
     /// Takes an image off the machine. False: there was none.
     pub fn remove_image(&mut self, digest: &Digest) -> bool {
-        self.images.remove(digest)
+        self.images.remove(digest).is_some()
     }
 
-    /// Images on the machine.
-    pub fn images(&self) -> impl Iterator<Item = &Digest> {
-        self.images.iter()
+    /// Images on the machine, and when each was last used.
+    pub fn images(&self) -> &BTreeMap<Digest, Time> {
+        &self.images
     }
 
     /// When something happens next without being asked for.

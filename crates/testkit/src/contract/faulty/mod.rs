@@ -1,16 +1,24 @@
-//! Engines with one defect each, and the simulated engine without any, as subjects.
+//! Engines with one defect each: what they do wrong with Fleets, their traffic and Events.
+
+mod defect;
+mod images;
+mod subject;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use stead_core::api::package::{
+    ArchiveFormat, BaseName, ComposeRequest, Composed, UploadPart, UploadView,
+};
 use stead_core::engine::{
-    Backend, Capabilities, Drained, Engine, EngineError, Exec, ExecRequest, ImageInfo, LogLine,
-    LogQuery, PullProgress, Traffic, Usage,
+    Backend, ByteStream, Capabilities, Drained, Engine, EngineError, Exec, ExecRequest,
+    HostRuntime, ImageInfo, LogLine, LogQuery, MadeBase, PullProgress, Traffic, Usage,
 };
 use stead_core::event::{Event, Events, Fact};
 use stead_core::fleet::{ContainerState, Fleet, FleetSeen, Health, Lineup};
@@ -20,95 +28,10 @@ use stead_core::name::AppKey;
 use stead_core::registry::{Login, RegistryChecked, RegistryHost};
 use stead_core::time::{Micros, Time};
 
-use super::{Images, Subject, Witness};
+pub use self::defect::Defect;
+pub use self::subject::SimSubject;
+use super::Witness;
 use crate::sim::{PORT, SimEngine, SimMachine};
-
-/// What is wrong with a [`FaultyEngine`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Defect {
-    /// It takes an older generation without a word.
-    TakesStale,
-    /// It tells nobody of exits.
-    LosesExits,
-    /// It gives a Container another address in place.
-    ChangesAddress,
-    /// It recreates what could change in place.
-    AlwaysRecreates,
-    /// It never recreates.
-    NeverRecreates,
-    /// It stops while the drain goes on.
-    StopsBeforeDetach,
-    /// It starts the new Container beside the old one.
-    DoubleStarts,
-    /// It never hints.
-    NeverHints,
-    /// It runs everything again when a Fleet is applied again.
-    Restless,
-    /// It restarts every Instance when one is asked for.
-    RestartsAll,
-    /// It never takes an Instance away.
-    KeepsSurplus,
-    /// It cannot go back.
-    CannotUndo,
-    /// It takes a restart that was asked for as a crash.
-    CountsRestarts,
-    /// It starts what crashes again at once.
-    NoBackoff,
-    /// It attaches before anything is ready.
-    AttachesEarly,
-    /// It finds nothing after a restart.
-    ForgetsAtRestart,
-    /// It takes all Instances out at once.
-    TakesAllOut,
-    /// It forgets an App whose Instances run.
-    ForgetsTooMuch,
-    /// After a restart it stops without a drain what was attached before.
-    ForgetsTraffic,
-    /// After a restart it waits to be asked.
-    WaitsToBeAsked,
-    /// It stops the old one first where the new one could start beside it.
-    NeverHandsOver,
-    /// It lets two write to one volume.
-    SharesVolumes,
-    /// It keeps no Container frozen.
-    NeverFreezes,
-    /// It restarts for what needs no restart.
-    RestartsForLimits,
-    /// It restarts the App with its sidecar.
-    RestartsWithSidecar,
-}
-
-impl Defect {
-    /// Every defect, with the check that is for it.
-    pub const ALL: &'static [(Defect, &'static str)] = &[
-        (Defect::TakesStale, "a_stale_generation_is_refused"),
-        (Defect::LosesExits, "exit_codes_are_reported"),
-        (Defect::ChangesAddress, "in_place_keeps_sandbox_and_address"),
-        (Defect::AlwaysRecreates, "in_place_keeps_sandbox_and_address"),
-        (Defect::NeverRecreates, "recreate_makes_another_sandbox"),
-        (Defect::StopsBeforeDetach, "a_drain_ends_before_a_stop"),
-        (Defect::DoubleStarts, "in_place_keeps_sandbox_and_address"),
-        (Defect::NeverHints, "hints_arrive"),
-        (Defect::Restless, "applying_again_changes_nothing"),
-        (Defect::RestartsAll, "a_restart_of_one_touches_one"),
-        (Defect::KeepsSurplus, "instances_come_and_go_with_the_scale"),
-        (Defect::CannotUndo, "an_undo_brings_the_old_revision_back"),
-        (Defect::CountsRestarts, "an_intended_restart_is_no_crash"),
-        (Defect::NoBackoff, "a_crash_restarts_with_growing_back_off"),
-        (Defect::AttachesEarly, "what_is_never_ready_gets_no_requests"),
-        (Defect::ForgetsAtRestart, "a_restarted_engine_finds_everything"),
-        (Defect::TakesAllOut, "one_of_two_stays_in_service"),
-        (Defect::ForgetsTooMuch, "what_is_forgotten_is_gone"),
-        (Defect::ForgetsTraffic, "a_restart_amid_an_upgrade_still_drains"),
-        (Defect::WaitsToBeAsked, "a_restarted_engine_goes_on_unasked"),
-        (Defect::NeverHandsOver, "a_handover_leaves_no_gap"),
-        (Defect::NeverHandsOver, "the_old_one_serves_until_the_new_one_is_ready"),
-        (Defect::SharesVolumes, "an_exclusive_volume_never_has_two_writers"),
-        (Defect::NeverFreezes, "a_thaw_brings_the_same_container_back"),
-        (Defect::RestartsForLimits, "an_update_keeps_the_container"),
-        (Defect::RestartsWithSidecar, "a_sidecar_changes_alone"),
-    ];
-}
 
 /// A simulated engine with one defect.
 pub struct FaultyEngine {
@@ -117,6 +40,8 @@ pub struct FaultyEngine {
     road: Arc<Road>,
     /// How often each App's present Fleet was applied, and its highest run.
     applied: Mutex<BTreeMap<AppKey, (u32, Option<Fleet>)>>,
+    /// How many images it was asked to make.
+    made: AtomicU32,
 }
 
 impl FaultyEngine {
@@ -125,7 +50,7 @@ impl FaultyEngine {
         let road = Arc::new(Road { witness: witness.clone(), defect, deaf: Mutex::default() });
         let events = Arc::new(Told { witness, defect });
         let inner = SimEngine::open(machine, road.clone(), events);
-        Self { inner, defect, road, applied: Mutex::default() }
+        Self { inner, defect, road, applied: Mutex::default(), made: AtomicU32::new(0) }
     }
 
     /// The Fleet that this engine makes of what it was given.
@@ -339,7 +264,7 @@ impl Engine for FaultyEngine {
         host: &RegistryHost,
         login: Option<&Login>,
     ) -> Result<RegistryChecked, EngineError> {
-        self.inner.check_registry(host, login).await
+        self.misjudge_login(self.inner.check_registry(host, login).await)
     }
 
     async fn warm(&self, reference: &str, digest: &Digest) -> Result<(), EngineError> {
@@ -355,11 +280,58 @@ impl Engine for FaultyEngine {
     }
 
     async fn images(&self) -> Result<Vec<ImageInfo>, EngineError> {
-        self.inner.images().await
+        Ok(self.misname(self.inner.images().await?))
     }
 
     async fn prune(&self, keep: &[Digest], unused_for: Micros) -> Result<u64, EngineError> {
-        self.inner.prune(keep, unused_for).await
+        self.misprune(keep, unused_for).await
+    }
+
+    async fn keep(&self, needed: &[Digest]) -> Result<(), EngineError> {
+        self.miskeep(needed).await
+    }
+
+    async fn remove_image(&self, image: &Digest) -> Result<u64, EngineError> {
+        self.misremove(image).await
+    }
+
+    async fn export(
+        &self,
+        image: &Digest,
+        format: ArchiveFormat,
+    ) -> Result<ByteStream, EngineError> {
+        match self.defect {
+            Defect::PretendsToExport => Ok(futures_util::stream::empty().boxed()),
+            _ => self.inner.export(image, format).await,
+        }
+    }
+
+    async fn uploaded(&self, digest: &Digest) -> Result<UploadView, EngineError> {
+        Ok(self.misremember(self.inner.uploaded(digest).await?))
+    }
+
+    async fn upload(&self, part: UploadPart, bytes: ByteStream) -> Result<UploadView, EngineError> {
+        self.misreceive(part, bytes).await
+    }
+
+    async fn compose(
+        &self,
+        request: &ComposeRequest,
+        base: Option<&Digest>,
+    ) -> Result<Composed, EngineError> {
+        self.miscompose(request.clone(), base).await
+    }
+
+    async fn host_runtimes(&self) -> Result<Vec<HostRuntime>, EngineError> {
+        self.inner.host_runtimes().await
+    }
+
+    async fn make_base(
+        &self,
+        base: &BaseName,
+        path: Option<PathBuf>,
+    ) -> Result<MadeBase, EngineError> {
+        self.mismake_base(base, path).await
     }
 
     async fn logs(
@@ -376,59 +348,5 @@ impl Engine for FaultyEngine {
 
     async fn usage(&self, app: &AppKey) -> Result<Vec<Usage>, EngineError> {
         self.inner.usage(app).await
-    }
-}
-
-/// A simulated engine, sound or with a defect, on a machine of its own.
-pub struct SimSubject {
-    machine: SimMachine,
-    witness: Arc<Witness>,
-    defect: Option<Defect>,
-    engine: Option<Arc<dyn Engine>>,
-}
-
-impl SimSubject {
-    /// Opens it. Must be called inside a tokio runtime.
-    pub fn open(witness: Arc<Witness>, defect: Option<Defect>) -> Self {
-        let machine = SimMachine::new();
-        let mut subject = Self { machine, witness, defect, engine: None };
-        subject.open_engine();
-        subject
-    }
-
-    fn open_engine(&mut self) {
-        let (machine, witness) = (self.machine.clone(), self.witness.clone());
-        self.engine = Some(match self.defect {
-            Some(defect) => Arc::new(FaultyEngine::open(machine, witness, defect)),
-            None => Arc::new(SimEngine::open(machine, witness.clone(), witness)),
-        });
-    }
-}
-
-#[async_trait]
-impl Subject for SimSubject {
-    fn engine(&self) -> Arc<dyn Engine> {
-        self.engine.clone().expect("it is open between two calls")
-    }
-
-    async fn restart(&mut self) {
-        self.engine = None;
-        match self.defect {
-            Some(Defect::ForgetsAtRestart) => self.machine = SimMachine::new(),
-            Some(Defect::ForgetsTraffic) => self.machine.forget_traffic(),
-            Some(Defect::WaitsToBeAsked) => self.machine.forget_fleets(),
-            _ => {}
-        }
-        self.open_engine();
-    }
-
-    fn images(&self) -> Images {
-        Images {
-            good: "sim/ready:1".into(),
-            second: "sim/ready:2".into(),
-            crashing: "sim/crash:1".into(),
-            crash_code: 3,
-            never_ready: "sim/never-ready:1".into(),
-        }
     }
 }

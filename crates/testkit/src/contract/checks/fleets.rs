@@ -1,56 +1,18 @@
-//! The checks. Each is an ordinary function; its name is what a report shows.
+//! Checks of Fleets: what becomes of Instances, Containers and their traffic.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
 use stead_core::engine::EngineError;
 use stead_core::error::Code;
 use stead_core::fleet::{Fleet, FleetSeen, Revision, Trouble, backoff};
 use stead_core::ids::{Generation, Ordinal, ReleaseNo};
 use stead_core::manifest::{Amount, Manifest, Span, Strategy};
 
-use super::stage::{Stage, Verdict, sandbox, serving};
-use super::witness::Seen;
-
-type Check = for<'a> fn(&'a mut Stage) -> BoxFuture<'a, Verdict>;
-
-macro_rules! checks {
-    ($($name:ident),* $(,)?) => {
-        /// Every check, by name.
-        pub(super) const ALL: &[(&str, Check)] =
-            &[$((stringify!($name), |stage| Box::pin($name(stage)))),*];
-    };
-}
-
-checks![
-    an_unknown_app_is_empty,
-    hints_arrive,
-    applying_again_changes_nothing,
-    a_stale_generation_is_refused,
-    instances_come_and_go_with_the_scale,
-    in_place_keeps_sandbox_and_address,
-    recreate_makes_another_sandbox,
-    a_restart_of_one_touches_one,
-    an_intended_restart_is_no_crash,
-    an_undo_brings_the_old_revision_back,
-    one_of_two_stays_in_service,
-    a_drain_ends_before_a_stop,
-    a_crash_restarts_with_growing_back_off,
-    exit_codes_are_reported,
-    what_is_never_ready_gets_no_requests,
-    a_restarted_engine_finds_everything,
-    a_restart_amid_an_upgrade_still_drains,
-    a_restarted_engine_goes_on_unasked,
-    what_is_forgotten_is_gone,
-    a_handover_leaves_no_gap,
-    the_old_one_serves_until_the_new_one_is_ready,
-    an_exclusive_volume_never_has_two_writers,
-    a_thaw_brings_the_same_container_back,
-    an_update_keeps_the_container,
-    a_sidecar_changes_alone,
-];
+use super::super::stage::{Stage, Verdict, sandbox, serving};
+use super::super::witness::Seen;
+use super::{different, equal};
 
 fn as_is(_: &mut Manifest) {}
 
@@ -62,12 +24,12 @@ fn recreate(settings: &mut Manifest) {
     settings.rollout.strategy = Some(Strategy::Recreate);
 }
 
-async fn an_unknown_app_is_empty(stage: &mut Stage) -> Verdict {
+pub(super) async fn an_unknown_app_is_empty(stage: &mut Stage) -> Verdict {
     let seen = stage.look().await?;
     equal("what is seen of an unknown app", &seen, &FleetSeen::default())
 }
 
-async fn hints_arrive(stage: &mut Stage) -> Verdict {
+pub(super) async fn hints_arrive(stage: &mut Stage) -> Verdict {
     let mut hints = stage.engine().hints();
     let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
     let fleet = stage.fleet(1, 1, (1, 1), &releases);
@@ -81,7 +43,7 @@ async fn hints_arrive(stage: &mut Stage) -> Verdict {
     Ok(())
 }
 
-async fn applying_again_changes_nothing(stage: &mut Stage) -> Verdict {
+pub(super) async fn applying_again_changes_nothing(stage: &mut Stage) -> Verdict {
     let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
     let mut fleet = stage.fleet(1, 2, (1, 1), &releases);
     let before = stage.settle(&fleet).await?;
@@ -95,7 +57,7 @@ async fn applying_again_changes_nothing(stage: &mut Stage) -> Verdict {
     stage.quiet("the same fleet of a newer generation", |s| s.instances == instances).await
 }
 
-async fn a_stale_generation_is_refused(stage: &mut Stage) -> Verdict {
+pub(super) async fn a_stale_generation_is_refused(stage: &mut Stage) -> Verdict {
     let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
     let new = stage.fleet(7, 1, (1, 1), &releases);
     let before = stage.settle(&new).await?;
@@ -106,7 +68,7 @@ async fn a_stale_generation_is_refused(stage: &mut Stage) -> Verdict {
     stage.quiet("the newer fleet", |seen| *seen == before).await
 }
 
-async fn instances_come_and_go_with_the_scale(stage: &mut Stage) -> Verdict {
+pub(super) async fn instances_come_and_go_with_the_scale(stage: &mut Stage) -> Verdict {
     let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
     let one = stage.settle(&stage.fleet(1, 1, (1, 1), &releases)).await?;
     let three = stage.settle(&stage.fleet(2, 3, (1, 1), &releases)).await?;
@@ -128,7 +90,7 @@ async fn instances_come_and_go_with_the_scale(stage: &mut Stage) -> Verdict {
     equal("backends after scaling down", &stage.witness.open().len(), &1)
 }
 
-async fn in_place_keeps_sandbox_and_address(stage: &mut Stage) -> Verdict {
+pub(super) async fn in_place_keeps_sandbox_and_address(stage: &mut Stage) -> Verdict {
     let releases = [
         (1, stage.release(&stage.images.good, in_place).await?),
         (2, stage.release(&stage.images.second, in_place).await?),
@@ -142,7 +104,7 @@ async fn in_place_keeps_sandbox_and_address(stage: &mut Stage) -> Verdict {
     Ok(())
 }
 
-async fn recreate_makes_another_sandbox(stage: &mut Stage) -> Verdict {
+pub(super) async fn recreate_makes_another_sandbox(stage: &mut Stage) -> Verdict {
     let releases = [
         (1, stage.release(&stage.images.good, as_is).await?),
         (2, stage.release(&stage.images.second, recreate).await?),
@@ -152,7 +114,7 @@ async fn recreate_makes_another_sandbox(stage: &mut Stage) -> Verdict {
     different("sandbox", &sandbox(&new, 0)?.0, &sandbox(&old, 0)?.0)
 }
 
-async fn a_restart_of_one_touches_one(stage: &mut Stage) -> Verdict {
+pub(super) async fn a_restart_of_one_touches_one(stage: &mut Stage) -> Verdict {
     let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
     let mut fleet = stage.fleet(1, 3, (1, 1), &releases);
     let before = stage.settle(&fleet).await?;
@@ -168,7 +130,7 @@ async fn a_restart_of_one_touches_one(stage: &mut Stage) -> Verdict {
     different("its container", &serving(&after, 1)?.id, &serving(&before, 1)?.id)
 }
 
-async fn an_intended_restart_is_no_crash(stage: &mut Stage) -> Verdict {
+pub(super) async fn an_intended_restart_is_no_crash(stage: &mut Stage) -> Verdict {
     let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
     stage.settle(&stage.fleet(1, 1, (1, 1), &releases)).await?;
     let seen = stage.settle(&stage.fleet(2, 1, (1, 2), &releases)).await?;
@@ -177,7 +139,7 @@ async fn an_intended_restart_is_no_crash(stage: &mut Stage) -> Verdict {
     equal("trouble", &instance.trouble, &None)
 }
 
-async fn an_undo_brings_the_old_revision_back(stage: &mut Stage) -> Verdict {
+pub(super) async fn an_undo_brings_the_old_revision_back(stage: &mut Stage) -> Verdict {
     let releases = [
         (1, stage.release(&stage.images.good, as_is).await?),
         (2, stage.release(&stage.images.second, as_is).await?),
@@ -193,7 +155,7 @@ async fn an_undo_brings_the_old_revision_back(stage: &mut Stage) -> Verdict {
     stage.settle(&stage.fleet(3, 3, (1, 1), &releases)).await.map(drop)
 }
 
-async fn one_of_two_stays_in_service(stage: &mut Stage) -> Verdict {
+pub(super) async fn one_of_two_stays_in_service(stage: &mut Stage) -> Verdict {
     let none_out = |settings: &mut Manifest| {
         in_place(settings);
         settings.rollout.max_unavailable = Amount::Count(0);
@@ -218,7 +180,7 @@ async fn one_of_two_stays_in_service(stage: &mut Stage) -> Verdict {
     equal("backends in service at the least", &least, &1)
 }
 
-async fn a_drain_ends_before_a_stop(stage: &mut Stage) -> Verdict {
+pub(super) async fn a_drain_ends_before_a_stop(stage: &mut Stage) -> Verdict {
     let releases = [
         (1, stage.release(&stage.images.good, as_is).await?),
         (2, stage.release(&stage.images.second, as_is).await?),
@@ -239,7 +201,7 @@ async fn a_drain_ends_before_a_stop(stage: &mut Stage) -> Verdict {
     }
 }
 
-async fn a_crash_restarts_with_growing_back_off(stage: &mut Stage) -> Verdict {
+pub(super) async fn a_crash_restarts_with_growing_back_off(stage: &mut Stage) -> Verdict {
     let releases = [(1, stage.release(&stage.images.crashing, as_is).await?)];
     stage.apply(&stage.fleet(1, 1, (1, 1), &releases)).await?;
     let mut before: Option<Trouble> = None;
@@ -264,7 +226,7 @@ async fn a_crash_restarts_with_growing_back_off(stage: &mut Stage) -> Verdict {
     if crashes < 4 { Err(format!("4 crashes were counted as {crashes}")) } else { Ok(()) }
 }
 
-async fn exit_codes_are_reported(stage: &mut Stage) -> Verdict {
+pub(super) async fn exit_codes_are_reported(stage: &mut Stage) -> Verdict {
     let releases = [(1, stage.release(&stage.images.crashing, as_is).await?)];
     stage.apply(&stage.fleet(1, 1, (1, 1), &releases)).await?;
     stage.until("it fails", |seen| trouble(seen).is_some()).await?;
@@ -278,7 +240,7 @@ async fn exit_codes_are_reported(stage: &mut Stage) -> Verdict {
     stage.until(&what, |_| witness.seen().iter().any(reported)).await.map(drop)
 }
 
-async fn what_is_never_ready_gets_no_requests(stage: &mut Stage) -> Verdict {
+pub(super) async fn what_is_never_ready_gets_no_requests(stage: &mut Stage) -> Verdict {
     let releases = [(1, stage.release(&stage.images.never_ready, as_is).await?)];
     stage.apply(&stage.fleet(1, 1, (1, 1), &releases)).await?;
     let seen = stage.until("it fails", |seen| trouble(seen).is_some()).await?;
@@ -290,7 +252,7 @@ async fn what_is_never_ready_gets_no_requests(stage: &mut Stage) -> Verdict {
     Ok(())
 }
 
-async fn a_restarted_engine_finds_everything(stage: &mut Stage) -> Verdict {
+pub(super) async fn a_restarted_engine_finds_everything(stage: &mut Stage) -> Verdict {
     let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
     let fleet = stage.fleet(1, 2, (1, 1), &releases);
     let before = stage.settle(&fleet).await?;
@@ -306,7 +268,7 @@ async fn a_restarted_engine_finds_everything(stage: &mut Stage) -> Verdict {
     Ok(())
 }
 
-async fn a_restart_amid_an_upgrade_still_drains(stage: &mut Stage) -> Verdict {
+pub(super) async fn a_restart_amid_an_upgrade_still_drains(stage: &mut Stage) -> Verdict {
     let releases = [
         (1, stage.release(&stage.images.good, in_place).await?),
         (2, stage.release(&stage.images.second, in_place).await?),
@@ -322,7 +284,7 @@ async fn a_restart_amid_an_upgrade_still_drains(stage: &mut Stage) -> Verdict {
     stage.until("two backends are left", move |_| witness.open().len() == 2).await.map(drop)
 }
 
-async fn a_restarted_engine_goes_on_unasked(stage: &mut Stage) -> Verdict {
+pub(super) async fn a_restarted_engine_goes_on_unasked(stage: &mut Stage) -> Verdict {
     let releases = [(1, stage.release(&stage.images.crashing, as_is).await?)];
     stage.apply(&stage.fleet(1, 1, (1, 1), &releases)).await?;
     stage.until("it fails", |seen| trouble(seen).is_some_and(|t| t.count >= 2)).await?;
@@ -335,7 +297,7 @@ async fn a_restarted_engine_goes_on_unasked(stage: &mut Stage) -> Verdict {
     stage.until("it is started again, and ends again", again).await.map(drop)
 }
 
-async fn what_is_forgotten_is_gone(stage: &mut Stage) -> Verdict {
+pub(super) async fn what_is_forgotten_is_gone(stage: &mut Stage) -> Verdict {
     let releases = [(1, stage.release(&stage.images.good, as_is).await?)];
     stage.settle(&stage.fleet(1, 1, (1, 1), &releases)).await?;
     if stage.engine().forget(&stage.app, false).await.is_ok() {
@@ -351,7 +313,7 @@ async fn what_is_forgotten_is_gone(stage: &mut Stage) -> Verdict {
 }
 
 /// The new Container gets requests before the old one loses them, at the same address.
-async fn a_handover_leaves_no_gap(stage: &mut Stage) -> Verdict {
+pub(super) async fn a_handover_leaves_no_gap(stage: &mut Stage) -> Verdict {
     let releases = [
         (1, stage.release(&stage.images.good, as_is).await?),
         (2, stage.release(&stage.images.second, as_is).await?),
@@ -373,7 +335,7 @@ async fn a_handover_leaves_no_gap(stage: &mut Stage) -> Verdict {
     }
 }
 
-async fn the_old_one_serves_until_the_new_one_is_ready(stage: &mut Stage) -> Verdict {
+pub(super) async fn the_old_one_serves_until_the_new_one_is_ready(stage: &mut Stage) -> Verdict {
     let releases = [
         (1, stage.release(&stage.images.good, as_is).await?),
         (2, stage.release(&stage.images.never_ready, as_is).await?),
@@ -396,7 +358,7 @@ async fn the_old_one_serves_until_the_new_one_is_ready(stage: &mut Stage) -> Ver
     equal("container after going back", &serving(&after, 0)?.id, &old)
 }
 
-async fn an_exclusive_volume_never_has_two_writers(stage: &mut Stage) -> Verdict {
+pub(super) async fn an_exclusive_volume_never_has_two_writers(stage: &mut Stage) -> Verdict {
     let exclusive = |settings: &mut Manifest| {
         let volume = serde_json::json!({"name": "data", "mount": "/data"});
         settings.volumes = vec![serde_json::from_value(volume).expect("it is a volume")];
@@ -421,7 +383,7 @@ async fn an_exclusive_volume_never_has_two_writers(stage: &mut Stage) -> Verdict
     equal("containers that ran at once", &most.into_inner(), &1)
 }
 
-async fn a_thaw_brings_the_same_container_back(stage: &mut Stage) -> Verdict {
+pub(super) async fn a_thaw_brings_the_same_container_back(stage: &mut Stage) -> Verdict {
     let kept = |settings: &mut Manifest| {
         settings.rollout.keep_previous = Some(Span::from_secs(60));
     };
@@ -440,7 +402,7 @@ async fn a_thaw_brings_the_same_container_back(stage: &mut Stage) -> Verdict {
     equal("container", &serving(&back, 0)?.id, &old)
 }
 
-async fn an_update_keeps_the_container(stage: &mut Stage) -> Verdict {
+pub(super) async fn an_update_keeps_the_container(stage: &mut Stage) -> Verdict {
     let more = |settings: &mut Manifest| {
         settings.resources.memory = Some("96Mi".parse().expect("it is an amount of memory"));
     };
@@ -453,7 +415,7 @@ async fn an_update_keeps_the_container(stage: &mut Stage) -> Verdict {
     equal("container", &serving(&new, 0)?.id, &serving(&old, 0)?.id)
 }
 
-async fn a_sidecar_changes_alone(stage: &mut Stage) -> Verdict {
+pub(super) async fn a_sidecar_changes_alone(stage: &mut Stage) -> Verdict {
     let source = stage.images.good.clone();
     let with = |mode: &str| {
         // The main Container has the usual port.
@@ -504,12 +466,4 @@ fn trouble(seen: &FleetSeen) -> Option<&Trouble> {
 async fn apps(stage: &Stage) -> Result<Vec<String>, String> {
     let apps = stage.engine().apps().await.map_err(|error| format!("apps fails: {error}"))?;
     Ok(apps.iter().map(ToString::to_string).collect())
-}
-
-fn equal<T: PartialEq + std::fmt::Debug>(what: &str, found: &T, wanted: &T) -> Verdict {
-    if found == wanted { Ok(()) } else { Err(format!("{what}: {found:?} instead of {wanted:?}")) }
-}
-
-fn different<T: PartialEq + std::fmt::Debug>(what: &str, found: &T, other: &T) -> Verdict {
-    if found != other { Ok(()) } else { Err(format!("{what}: still {found:?}")) }
 }
