@@ -252,6 +252,12 @@ impl Layer {
         Self { what: what.into(), tree }
     }
 
+    /// The layers of these files by what they hold, without those that hold nothing.
+    pub(super) fn filled<W: Into<String>>(all: impl IntoIterator<Item = (W, Tree)>) -> Vec<Self> {
+        let filled = all.into_iter().filter(|(_, tree)| !tree.is_empty());
+        filled.map(|(what, tree)| Self::new(what, tree)).collect()
+    }
+
     /// Bytes of its files.
     pub fn size(&self) -> u64 {
         self.tree.size()

@@ -112,9 +112,7 @@ fn unpacked(
             application.add(place, Node::file(archive.content(entry)).mtime(entry.mtime()))?;
         }
     }
-    let layers = [("dependencies", dependencies), ("application", application)];
-    let layers = layers.into_iter().filter(|(_, tree)| !tree.is_empty());
-    Ok(layers.map(|(what, tree)| Layer::new(what, tree)).collect())
+    Ok(Layer::filled([("dependencies", dependencies), ("application", application)]))
 }
 
 /// Whether it is written for `jakarta.servlet`, and not for `javax.servlet`, which no Tomcat

@@ -71,12 +71,10 @@ pub(super) fn pack(
         let spec = manifest.get("Build-Jdk-Spec")?;
         spec.trim_start_matches("1.").parse().ok()
     });
-    let layers = [("dependencies", dependencies), ("application", application)];
-    let layers = layers.into_iter().filter(|(_, tree)| !tree.is_empty());
     Ok(Pack {
         kind: PackageKind::Jar,
         base: Some(base(path, java.unwrap_or(UNSAID), options)?),
-        layers: layers.map(|(what, tree)| Layer::new(what, tree)).collect(),
+        layers: Layer::filled([("dependencies", dependencies), ("application", application)]),
         config: config(name, options),
         notes,
     })

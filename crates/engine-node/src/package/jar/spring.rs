@@ -109,12 +109,11 @@ impl Boot {
         trees[index.application].add(APP, home())?;
         let node = Node::file(Content::Made(Arc::new(thin))).mtime(newest(archive));
         trees[index.application].add(format!("{APP}/{THIN}"), node)?;
-        let layers = index.names.into_iter().zip(trees).filter(|(_, tree)| !tree.is_empty());
         let path = archive.path();
         Ok(Pack {
             kind,
             base: Some(base(path, self.java(archive, manifest)?, options)?),
-            layers: layers.map(|(name, tree)| Layer::new(name, tree)).collect(),
+            layers: Layer::filled(index.names.into_iter().zip(trees)),
             config: config(THIN, options),
             notes: Vec::new(),
         })
