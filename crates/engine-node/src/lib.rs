@@ -2,7 +2,8 @@
 //!
 //! [`NodeEngine`] is the engine; [`image`] and [`sandbox`] are what it stands on and can be
 //! used without it. [`package`] cuts what people hand over into layers and needs no
-//! engine. What shall happen is decided in `stead-core`; here it is done.
+//! engine; [`pieces`] makes a stream of what is written. What shall happen is decided in
+//! `stead-core`; here it is done.
 
 mod cgroup;
 mod clock;
@@ -16,6 +17,7 @@ mod logs;
 mod network;
 mod node;
 pub mod package;
+pub mod pieces;
 mod probe;
 pub mod sandbox;
 

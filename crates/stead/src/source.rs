@@ -9,18 +9,13 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::TryStreamExt;
 use http_body_util::StreamBody;
 use hyper::body::{Body, Frame};
 use stead_core::api::package::PackageKind;
 use stead_core::error::{Code, UserError};
 use stead_engine_node::package::recognise;
-use tokio::sync::mpsc;
-
-/// Bytes per piece of an upload.
-const PIECE: usize = 256 << 10;
-/// Pieces that may wait for the network.
-const QUEUE: usize = 4;
+use stead_engine_node::pieces;
 
 /// What a source is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,14 +92,14 @@ impl Source {
     ) -> Option<impl Body<Data = Bytes, Error = io::Error> + Send + 'static> {
         let source = self.clone();
         let sent = matches!(self, Self::Archive(_) | Self::Layout(_));
-        sent.then(|| body(move |pieces| source.write(pieces)))
+        sent.then(|| body(move |out| source.write(out)))
     }
 
-    fn write(&self, pieces: &mut Pieces) -> io::Result<()> {
+    fn write(&self, mut out: &mut dyn Write) -> io::Result<()> {
         match self {
             Self::Reference(_) | Self::Package(..) => Ok(()),
-            Self::Archive(path) => io::copy(&mut File::open(path)?, pieces).map(drop),
-            Self::Layout(path) => pack(path, pieces),
+            Self::Archive(path) => io::copy(&mut File::open(path)?, &mut out).map(drop),
+            Self::Layout(path) => pack(path, out),
         }
     }
 }
@@ -116,8 +111,8 @@ fn looks_like_path(text: &str) -> bool {
 }
 
 /// Writes the files of a layout as a tar archive. Links are left out: a layout has none.
-fn pack(layout: &Path, pieces: &mut Pieces) -> io::Result<()> {
-    let mut tar = tar::Builder::new(pieces);
+fn pack(layout: &Path, out: &mut dyn Write) -> io::Result<()> {
+    let mut tar = tar::Builder::new(out);
     tar.follow_symlinks(false);
     for name in ["oci-layout", "index.json"] {
         tar.append_path_with_name(layout.join(name), name)?;
@@ -132,57 +127,11 @@ fn pack(layout: &Path, pieces: &mut Pieces) -> io::Result<()> {
     tar.into_inner().map(drop)
 }
 
-type Piece = io::Result<Frame<Bytes>>;
-
 /// What `write` writes, on a thread of its own, as the body of a request.
 pub(crate) fn body(
-    write: impl FnOnce(&mut Pieces) -> io::Result<()> + Send + 'static,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
 ) -> impl Body<Data = Bytes, Error = io::Error> + Send + 'static {
-    StreamBody::new(stream(write))
-}
-
-fn stream(
-    write: impl FnOnce(&mut Pieces) -> io::Result<()> + Send + 'static,
-) -> impl Stream<Item = Piece> + Send + 'static {
-    let (sender, receiver) = mpsc::channel::<Piece>(QUEUE);
-    tokio::task::spawn_blocking(move || {
-        let mut pieces = Pieces { sender, buffer: Vec::with_capacity(PIECE) };
-        let end = write(&mut pieces).and_then(|()| pieces.flush());
-        if let Err(error) = end {
-            // Nobody listens any more: the request has failed already.
-            let _ = pieces.sender.blocking_send(Err(error));
-        }
-    });
-    futures_util::stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|piece| (piece, receiver))
-    })
-}
-
-/// Cuts what is written into pieces and waits while the network is slower.
-pub(crate) struct Pieces {
-    sender: mpsc::Sender<Piece>,
-    buffer: Vec<u8>,
-}
-
-impl Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(PIECE - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..taken]);
-        if self.buffer.len() == PIECE {
-            self.flush()?;
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE));
-        self.sender
-            .blocking_send(Ok(Frame::data(piece.into())))
-            .map_err(|_| io::Error::from(io::ErrorKind::ConnectionAborted))
-    }
+    StreamBody::new(pieces::stream(write).map_ok(Frame::data))
 }
 
 #[cfg(test)]
@@ -227,7 +176,7 @@ mod tests {
         fs::create_dir_all(root.join("blobs/sha256")).unwrap();
         fs::write(root.join("oci-layout"), "{}").unwrap();
         fs::write(root.join("index.json"), "{}").unwrap();
-        let blob = vec![7u8; 3 * PIECE + 1];
+        let blob = vec![7u8; (1 << 20) + 1];
         fs::write(root.join("blobs/sha256/ab"), &blob).unwrap();
         let source = Source::find("./layout", &root.join("..")).unwrap_err();
         assert_eq!(source.code, Code::NotAnImage);

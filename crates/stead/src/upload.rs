@@ -6,7 +6,7 @@
 //! machine's disk. Does not know what kinds of Packages there are.
 
 use std::fs::File;
-use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
+use std::io::{IsTerminal, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -274,14 +274,14 @@ fn rest(
 ) -> Result<impl hyper::body::Body<Data = bytes::Bytes, Error = std::io::Error> + Send + use<>> {
     let mut file = file.try_clone()?;
     let bar = bar.clone();
-    Ok(source::body(move |pieces| {
+    Ok(source::body(move |out| {
         file.seek(SeekFrom::Start(offset))?;
         let mut buffer = vec![0; 64 << 10];
         loop {
             match file.read(&mut buffer)? {
                 0 => return Ok(()),
                 count => {
-                    pieces.write_all(&buffer[..count])?;
+                    out.write_all(&buffer[..count])?;
                     bar.inc(count as u64);
                 }
             }
@@ -326,6 +326,7 @@ async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::io::Write;
     use std::sync::Mutex;
 
     use http_body_util::{BodyExt, Full};

@@ -12,13 +12,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
 use stead_core::api::package::ArchiveFormat;
 use stead_core::engine::ByteStream;
 use stead_core::ids::Digest;
-use tokio::sync::mpsc;
 
 use super::config;
 use super::error::ImageError;
@@ -27,10 +25,7 @@ use super::reference::Reference;
 use super::retar;
 use super::store::{Image, ImageStore};
 use crate::hash::Hashing;
-
-/// Bytes in one piece of the stream, and pieces that may wait to be read.
-const PIECE: usize = 256 << 10;
-const WAITING: usize = 4;
+use crate::pieces;
 
 impl ImageStore {
     /// The image as one archive, under the names it has. It is held until the stream ends.
@@ -43,21 +38,9 @@ impl ImageStore {
         let names = self.list().into_iter().find(|found| found.digest == *digest);
         let names = names.map(|found| found.names).unwrap_or_default();
         let platform = self.inner.options.platform.clone();
-        let (sender, receiver) = mpsc::channel(WAITING);
-        tokio::task::spawn_blocking(move || {
-            let mut pieces = Pieces { sender, buffer: Vec::with_capacity(PIECE) };
-            let written = Layers::of(&image)
-                .and_then(|layers| layers.write(&image, &platform, format, &names, &mut pieces))
-                .and_then(|()| pieces.flush());
-            if let Err(error) = written {
-                // Whoever reads may be gone, which is then the cause.
-                let _ = pieces.sender.blocking_send(Err(error));
-            }
-        });
-        let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
-            receiver.recv().await.map(|piece| (piece, receiver))
-        });
-        Ok(Box::pin(stream))
+        Ok(Box::pin(pieces::stream(move |out| {
+            Layers::of(&image)?.write(&image, &platform, format, &names, out)
+        })))
     }
 }
 
@@ -189,31 +172,5 @@ impl Tar<'_> {
 
     fn end(&mut self) -> io::Result<()> {
         self.0.write_all(&[0; 1024])
-    }
-}
-
-/// Cuts what is written into pieces and waits while the reader is slower.
-struct Pieces {
-    sender: mpsc::Sender<io::Result<Bytes>>,
-    buffer: Vec<u8>,
-}
-
-impl Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(PIECE - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..taken]);
-        if self.buffer.len() == PIECE {
-            self.flush()?;
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE));
-        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-        self.sender.blocking_send(Ok(piece.into())).map_err(gone)
     }
 }
