@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::Context;
+use super::terminal::Changed;
 use crate::client::escaped;
 use crate::failure::Quiet;
 
@@ -52,7 +53,8 @@ pub(super) async fn exec(context: &Context, args: ExecArgs) -> Result<()> {
     let path = format!("{}/exec?request={query}", context.path(&args.app));
     let stream = context.client.upgrade(&path, PROTOCOL).await?;
     // Only now: until here errors go to a terminal that works as people know it.
-    let raw = if args.tty { Some(RawTerminal::enter()?) } else { None };
+    let raw = || Changed::new(OptionalActions::Now, Termios::make_raw);
+    let raw = args.tty.then(raw).transpose()?;
     let ended = talk(stream, args.tty).await;
     drop(raw);
     match ended? {
@@ -147,28 +149,6 @@ fn window_size() -> (u16, u16) {
     match termios::tcgetwinsize(io::stdin()) {
         Ok(size) if size.ws_row > 0 && size.ws_col > 0 => (size.ws_row, size.ws_col),
         _ => (24, 80),
-    }
-}
-
-/// The terminal in raw mode; as it was again once this is dropped.
-struct RawTerminal {
-    before: Termios,
-}
-
-impl RawTerminal {
-    fn enter() -> io::Result<Self> {
-        let before = termios::tcgetattr(io::stdin())?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        termios::tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        // There is nobody left to tell.
-        let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
     }
 }
 

@@ -18,6 +18,7 @@ mod save;
 mod secrets;
 mod story;
 mod stream;
+mod terminal;
 mod token;
 mod typed;
 

@@ -3,9 +3,10 @@
 use std::io::{self, BufRead, IsTerminal, Read};
 
 use anyhow::Result;
-use rustix::termios::{self, LocalModes, OptionalActions, Termios};
+use rustix::termios::{LocalModes, OptionalActions};
 use stead_core::secret::LONGEST;
 
+use super::terminal::Changed;
 use crate::failure::Quiet;
 
 /// A secret from standard input, without the line end that follows it. On a terminal it is
@@ -17,7 +18,7 @@ pub(super) async fn secret(prompt: &str) -> Result<Vec<u8>> {
     // Restored also when the person gives up.
     let hidden = if io::stdin().is_terminal() {
         eprint!("{prompt} (not shown): ");
-        Some(Hidden::enter()?)
+        Some(Changed::new(OptionalActions::Flush, |it| it.local_modes.remove(LocalModes::ECHO))?)
     } else {
         None
     };
@@ -66,28 +67,6 @@ fn without_line_end(mut bytes: Vec<u8>) -> Vec<u8> {
         }
     }
     bytes
-}
-
-/// The terminal shows nothing that is typed until this is dropped.
-struct Hidden {
-    before: Termios,
-}
-
-impl Hidden {
-    fn enter() -> io::Result<Self> {
-        let before = termios::tcgetattr(io::stdin())?;
-        let mut quiet = before.clone();
-        quiet.local_modes.remove(LocalModes::ECHO);
-        termios::tcsetattr(io::stdin(), OptionalActions::Flush, &quiet)?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        // There is nobody left to tell.
-        let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
-    }
 }
 
 #[cfg(test)]
