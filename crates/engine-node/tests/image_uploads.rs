@@ -20,6 +20,7 @@ use stead_core::error::Code;
 use stead_core::ids::Digest;
 use stead_engine_node::image::{ImageError, ImageStore, Made};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 /// The bytes in pieces, and how they end.
 fn sent(bytes: &[u8], end: Option<io::Error>) -> ByteStream {
@@ -46,6 +47,17 @@ fn content() -> Vec<u8> {
 
 async fn upload(store: &ImageStore, bytes: &[u8]) -> Result<UploadView, ImageError> {
     store.upload(part(bytes, 0), sent(bytes, None)).await
+}
+
+/// An upload whose bytes come as they are given to the sender.
+fn begun(
+    store: &ImageStore,
+    bytes: &[u8],
+) -> (mpsc::Sender<io::Result<Bytes>>, JoinHandle<Result<UploadView, ImageError>>) {
+    let (sender, mut receiver) = mpsc::channel(1);
+    let slow = stream::poll_fn(move |cx| receiver.poll_recv(cx)).boxed();
+    let (store, part) = (store.clone(), part(bytes, 0));
+    (sender, tokio::spawn(async move { store.upload(part, slow).await }))
 }
 
 #[tokio::test]
@@ -123,12 +135,7 @@ async fn an_upload_has_a_largest_size() {
 async fn one_sender_at_a_time_adds_to_an_upload() {
     let home = Home::new();
     let (all, store) = (content(), home.open());
-    let (sender, mut receiver) = mpsc::channel(1);
-    let slow: ByteStream = stream::poll_fn(move |cx| receiver.poll_recv(cx)).boxed();
-    let first = tokio::spawn({
-        let (store, part) = (store.clone(), part(&all, 0));
-        async move { store.upload(part, slow).await }
-    });
+    let (sender, first) = begun(&store, &all);
     sender.send(Ok(Bytes::copy_from_slice(&all[..7_000]))).await.unwrap();
     let second = tokio::spawn({
         let (store, all) = (store.clone(), all.clone());
@@ -146,12 +153,7 @@ async fn one_sender_at_a_time_adds_to_an_upload() {
 async fn a_sender_that_vanishes_leaves_what_it_sent() {
     let home = Home::new();
     let (all, store) = (content(), home.open());
-    let (sender, mut receiver) = mpsc::channel(1);
-    let slow: ByteStream = stream::poll_fn(move |cx| receiver.poll_recv(cx)).boxed();
-    let first = tokio::spawn({
-        let (store, part) = (store.clone(), part(&all, 0));
-        async move { store.upload(part, slow).await }
-    });
+    let (sender, first) = begun(&store, &all);
     for piece in [&all[..3_000], &all[3_000..7_000]] {
         sender.send(Ok(Bytes::copy_from_slice(piece))).await.unwrap();
     }

@@ -112,6 +112,14 @@ impl PackOptions {
 }
 
 #[cfg(test)]
+impl Pack {
+    /// Of its layers.
+    pub(super) fn digests(&self) -> Vec<stead_core::ids::Digest> {
+        self.layers.iter().map(|layer| layer.packed().unwrap().diff_id).collect()
+    }
+}
+
+#[cfg(test)]
 impl PackOptions {
     /// Of a platform that knows these bases.
     pub(super) fn of_test(known: &[&str]) -> Self {

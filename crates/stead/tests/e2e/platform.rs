@@ -1,8 +1,9 @@
 //! A platform of its own for each test: the real binary, real Containers, a real registry.
 
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -164,6 +165,21 @@ impl Platform {
         self.command(args).output().expect("the binary runs").into()
     }
 
+    /// The same, with this line to read.
+    pub(crate) fn told(&self, args: &[&str], line: &str) -> Ran {
+        let mut child = self
+            .command(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        writeln!(stdin, "{line}").expect("it reads");
+        drop(stdin);
+        child.wait_with_output().expect("it ends").into()
+    }
+
     pub(crate) fn command<S: AsRef<str>>(&self, args: &[S]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
         command
@@ -171,7 +187,7 @@ impl Platform {
             .env("STEAD_SERVER", format!("unix:{}", self.run_dir().join("stead.sock").display()))
             .env("STEAD_RUN_DIR", self.run_dir())
             .env("NO_COLOR", "1")
-            .stdin(std::process::Stdio::null());
+            .stdin(Stdio::null());
         command
     }
 

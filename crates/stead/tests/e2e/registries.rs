@@ -1,8 +1,5 @@
 //! Logins and mirrors: given by the command line, good for the next pull, shown nowhere.
 
-use std::io::Write;
-use std::process::Stdio;
-
 use crate::platform::{Platform, Ran, eventually, guarded, image};
 
 /// A password, and what `htpasswd -B` makes of it.
@@ -11,17 +8,7 @@ const HTPASSWD: &str = "user:$2y$04$Xmx4hvIe8QC.eGL6gWZWTOBX/6aiAs7wwt2R1uJPWcE1
 
 fn log_in(platform: &Platform, host: &str, password: &str) -> Ran {
     let args = ["registry", "login", host, "-u", "user", "--password-stdin"];
-    let mut child = platform
-        .command(&args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary runs");
-    let mut stdin = child.stdin.take().expect("it is piped");
-    writeln!(stdin, "{password}").expect("it reads");
-    drop(stdin);
-    child.wait_with_output().expect("it ends").into()
+    platform.told(&args, password)
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::path::Path;
-use std::process::Stdio;
 
 use crate::platform::{Platform, Ran, eventually, image};
 
@@ -12,17 +11,7 @@ const SECOND: &str = "battery-staple-9c1d";
 
 fn set(platform: &Platform, args: &[&str], value: &str) -> Ran {
     let args: Vec<&str> = ["secrets", "set", "web"].iter().chain(args).copied().collect();
-    let mut command = platform.command(&args);
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary runs");
-    let mut stdin = child.stdin.take().expect("it is piped");
-    writeln!(stdin, "{value}").expect("it reads");
-    drop(stdin);
-    child.wait_with_output().expect("it ends").into()
+    platform.told(&args, value)
 }
 
 /// What the App has.

@@ -145,12 +145,9 @@ fn without_indexes_snapshots_are_told_by_their_name() {
 #[test]
 fn one_changed_class_changes_one_layer() {
     let dir = tempfile::tempdir().unwrap();
-    let digests = |pack: &Pack| -> Vec<String> {
-        pack.layers.iter().map(|layer| layer.packed().unwrap().diff_id.to_string()).collect()
-    };
-    let first = digests(&packed(dir.path(), &boot(1, true)));
-    let again = digests(&packed(dir.path(), &boot(1, true)));
-    let second = digests(&packed(dir.path(), &boot(2, true)));
+    let first = packed(dir.path(), &boot(1, true)).digests();
+    let again = packed(dir.path(), &boot(1, true)).digests();
+    let second = packed(dir.path(), &boot(2, true)).digests();
     assert_eq!(first, again);
     let same: Vec<bool> = first.iter().zip(&second).map(|(a, b)| a == b).collect();
     assert_eq!(same, [true, true, false]);

@@ -116,10 +116,6 @@ fn project() -> tempfile::TempDir {
     dir
 }
 
-fn digests(pack: &Pack) -> Vec<String> {
-    pack.layers.iter().map(|layer| layer.packed().unwrap().diff_id.to_string()).collect()
-}
-
 #[test]
 fn dependencies_are_a_layer_below_the_project() {
     let dir = project();
@@ -138,7 +134,7 @@ fn dependencies_are_a_layer_below_the_project() {
     );
     let of_project = first.layers[1].listing();
     assert!(!of_project.iter().any(|line| line.starts_with("app/node_modules")), "{of_project:?}");
-    let digests_of_first = digests(&first);
+    let digests_of_first = first.digests();
 
     // Another version of the project leaves the dependencies as they are, and npm alone.
     fs::remove_file(dir.path().join("greeting-1.0.0.tgz")).unwrap();
@@ -148,8 +144,8 @@ fn dependencies_are_a_layer_below_the_project() {
         fs::write(root.join(file), text).unwrap();
     }
     let second = pack(&root, &options).unwrap();
-    assert_eq!(digests(&second)[0], digests_of_first[0]);
-    assert_ne!(digests(&second)[1], digests_of_first[1]);
+    assert_eq!(second.digests()[0], digests_of_first[0]);
+    assert_ne!(second.digests()[1], digests_of_first[1]);
 
     // It runs as the image would start it.
     let image = dir.path().join("image");

@@ -45,10 +45,6 @@ with zipfile.ZipFile(sys.argv[1], 'w') as wheel:
     dir
 }
 
-fn digests(pack: &Pack) -> Vec<String> {
-    pack.layers.iter().map(|layer| layer.packed().unwrap().diff_id.to_string()).collect()
-}
-
 #[test]
 fn dependencies_are_a_layer_below_the_project() {
     let dir = project();
@@ -63,7 +59,7 @@ fn dependencies_are_a_layer_below_the_project() {
     assert_eq!(first.config.env["PYTHONPATH"], "/app:/opt/app/python");
     assert_eq!(first.config.env["PORT"], "8080");
 
-    let digests_of_first = digests(&first);
+    let digests_of_first = first.digests();
     let listing = first.layers[0].listing();
     let has = |text: &str| listing.iter().any(|line| line.contains(text));
     assert!(has("opt/app/python/greeting/__init__.py 644 def main()"), "{listing:?}");
@@ -80,10 +76,10 @@ fn dependencies_are_a_layer_below_the_project() {
     fs::write(root.join("app.py"), "print(2)\n").unwrap();
     fs::remove_dir_all(dir.path().join("wheels")).unwrap();
     let second = pack(&root, &options).unwrap();
-    assert_eq!(digests(&second)[0], digests_of_first[0]);
-    assert_ne!(digests(&second)[1], digests_of_first[1]);
+    assert_eq!(second.digests()[0], digests_of_first[0]);
+    assert_ne!(second.digests()[1], digests_of_first[1]);
     fs::write(root.join("app.py"), "print(1)\n").unwrap();
-    assert_eq!(digests(&pack(&root, &options).unwrap()), digests_of_first);
+    assert_eq!(pack(&root, &options).unwrap().digests(), digests_of_first);
 }
 
 #[test]
