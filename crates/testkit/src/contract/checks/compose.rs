@@ -1,6 +1,7 @@
 //! Checks of composing: images of uploaded layers.
 
 use stead_core::api::package::{ComposeRequest, Composed, PackedConfig};
+use stead_core::engine::ImageInfo;
 use stead_core::error::Code;
 use stead_core::ids::Digest;
 
@@ -105,8 +106,7 @@ pub(super) async fn a_layer_that_is_not_what_was_sent_is_refused(stage: &mut Sta
 }
 
 pub(super) async fn a_base_makes_another_image(stage: &mut Stage) -> Verdict {
-    let good = stage.images.good.clone();
-    let (base, layer) = (stage.warm(&good).await?, program());
+    let (base, layer) = (stage.warm(&stage.images.good).await?, program());
     let alone = stage.composed(&[&layer]).await?;
     let above = stage.compose(&request(vec![layer.packed()]), Some(&base)).await?;
     different("image on a base", &above.digest, &alone.digest)?;
@@ -124,17 +124,36 @@ pub(super) async fn a_base_that_is_not_here_is_refused(stage: &mut Stage) -> Ver
     stage.compose(&asked, None).await.map(drop)
 }
 
+pub(super) async fn a_composed_image_does_without_the_image_of_its_base(
+    stage: &mut Stage,
+) -> Verdict {
+    let (base, image) = composed_to_run(stage).await?;
+    let removed = stage.engine().remove_image(&base).await;
+    removed.map_err(|error| format!("the base is not removed: {error}"))?;
+    equal("images", &stage.images().await?, &vec![image.digest.clone()])?;
+    runs(stage, &image).await
+}
+
 pub(super) async fn a_composed_image_outlives_the_engine_and_runs(stage: &mut Stage) -> Verdict {
-    let good = stage.images.good.clone();
-    let (base, layer) = (stage.warm(&good).await?, program());
-    stage.send(&layer.sent, 0, &layer.sent).await?;
-    // It runs as its base says.
-    let config = PackedConfig::default();
-    let asked = ComposeRequest { config, ..request(vec![layer.uploaded()]) };
-    let image = stage.compose(&asked, Some(&base)).await?;
+    let (_, image) = composed_to_run(stage).await?;
     stage.restart_engine().await;
     let here = stage.images().await?;
     equal("whether it is still here", &here.contains(&image.digest), &true)?;
-    let release = stage.release_of(&asked.name, image.digest, |_| {});
+    runs(stage, &image).await
+}
+
+/// An image that runs as its base does, and that base.
+async fn composed_to_run(stage: &Stage) -> Result<(Digest, ImageInfo), String> {
+    let (base, layer) = (stage.warm(&stage.images.good).await?, program());
+    stage.send(&layer.sent, 0, &layer.sent).await?;
+    let config = PackedConfig::default();
+    let asked = ComposeRequest { config, ..request(vec![layer.uploaded()]) };
+    let image = stage.compose(&asked, Some(&base)).await?;
+    Ok((base, image))
+}
+
+async fn runs(stage: &mut Stage, image: &ImageInfo) -> Verdict {
+    let name = image.names.first().ok_or("it has no name")?;
+    let release = stage.release_of(name, image.digest.clone(), |_| {});
     stage.settle(&stage.fleet(1, 1, (1, 1), &[(1, release)])).await.map(drop)
 }

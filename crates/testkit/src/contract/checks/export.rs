@@ -1,5 +1,6 @@
 //! Checks of images on their way out.
 
+use futures_util::TryStreamExt;
 use stead_core::api::package::ArchiveFormat;
 use stead_core::engine::Engine;
 use stead_core::error::Code;
@@ -16,7 +17,6 @@ async fn exported(
     image: &Digest,
     format: ArchiveFormat,
 ) -> Result<Vec<u8>, String> {
-    use futures_util::TryStreamExt;
     let stream = engine.export(image, format).await;
     let stream = stream.map_err(|error| format!("export fails: {error}"))?;
     let bytes = stream.try_fold(Vec::new(), |mut all, piece| async move {
@@ -61,8 +61,7 @@ pub(super) async fn export_is_refused_by_who_cannot_do_it(stage: &mut Stage) -> 
     if engine.capabilities().export {
         return Ok(());
     }
-    let good = stage.images.good.clone();
-    let image = stage.warm(&good).await?;
+    let image = stage.warm(&stage.images.good).await?;
     let answer = engine.export(&image, ArchiveFormat::Oci).await.map(drop);
     refused("an export", answer, Code::NotBuilt).map(drop)
 }

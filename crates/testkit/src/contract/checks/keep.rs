@@ -61,10 +61,9 @@ pub(super) async fn a_needed_image_is_removed_once_it_is_released(stage: &mut St
 }
 
 pub(super) async fn an_image_may_be_needed_before_it_comes(stage: &mut Stage) -> Verdict {
-    let good = stage.images.good.clone();
-    let image = stage.resolve(&good).await?;
+    let image = stage.resolve(&stage.images.good).await?;
     stage.keep(std::slice::from_ref(&image)).await?;
-    stage.warm(&good).await?;
+    stage.warm(&stage.images.good).await?;
     refused("removing what is needed", stage.engine().remove_image(&image).await, Code::Conflict)?;
     equal("whether it is here", &is_here(stage, &image).await?, &true)
 }

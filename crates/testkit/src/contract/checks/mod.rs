@@ -5,6 +5,7 @@ mod export;
 mod fleets;
 mod keep;
 mod origins;
+mod sites;
 mod uploads;
 
 use std::fmt::Debug;
@@ -84,6 +85,7 @@ checks! {
         a_layer_that_is_not_what_was_sent_is_refused,
         a_base_makes_another_image,
         a_base_that_is_not_here_is_refused,
+        a_composed_image_does_without_the_image_of_its_base,
         a_composed_image_outlives_the_engine_and_runs,
     }
     keep {
@@ -93,6 +95,10 @@ checks! {
         a_needed_image_is_removed_once_it_is_released,
         an_image_may_be_needed_before_it_comes,
         an_image_that_a_fleet_may_go_back_to_is_not_removed,
+    }
+    sites {
+        a_site_is_found_once_its_image_is_here,
+        a_site_that_lacks_a_page_is_refused,
     }
     export {
         what_is_exported_comes_back_the_same if export,

@@ -89,6 +89,12 @@ pub enum Defect {
     RemovesNeeded,
     /// It passes over what is needed and not here yet.
     KeepsWhatIsHere,
+    /// It removes more than it was asked to.
+    RemovesMore,
+    /// It finds no site.
+    FindsNoSite,
+    /// It does not look for the pages of a site.
+    IgnoresPages,
     /// It removes an image of one of its Fleets.
     RemovesOfFleets,
     /// It cannot export, and gives an archive of nothing.
@@ -149,6 +155,7 @@ impl Defect {
         (Defect::TrustsLayers, "a_layer_that_is_not_what_was_sent_is_refused"),
         (Defect::IgnoresBase, "a_base_makes_another_image"),
         (Defect::IgnoresBase, "a_base_that_is_not_here_is_refused"),
+        (Defect::RemovesMore, "a_composed_image_does_without_the_image_of_its_base"),
         (Defect::LosesComposed, "a_composed_image_outlives_the_engine_and_runs"),
         (Defect::PrunesNothing, "a_prune_leaves_what_is_needed"),
         (Defect::PrunesAll, "a_prune_leaves_what_is_needed"),
@@ -157,6 +164,8 @@ impl Defect {
         (Defect::RemovesNeeded, "a_needed_image_is_removed_once_it_is_released"),
         (Defect::KeepsWhatIsHere, "an_image_may_be_needed_before_it_comes"),
         (Defect::RemovesOfFleets, "an_image_that_a_fleet_may_go_back_to_is_not_removed"),
+        (Defect::FindsNoSite, "a_site_is_found_once_its_image_is_here"),
+        (Defect::IgnoresPages, "a_site_that_lacks_a_page_is_refused"),
         (Defect::PretendsToExport, "export_is_refused_by_who_cannot_do_it"),
         (Defect::AcceptsAnyLogin, "a_wrong_login_is_denied"),
         (Defect::TriesNoLogin, "a_registry_without_logins_says_so"),

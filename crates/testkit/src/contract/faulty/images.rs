@@ -70,6 +70,7 @@ impl FaultyEngine {
                 self.inner.keep(&[]).await?;
                 self.inner.remove_image(image).await
             }
+            (Defect::RemovesMore, Ok(freed)) => Ok(freed + self.inner.prune(&[], Micros(0)).await?),
             (Defect::RemovesOfFleets, Err(_)) => {
                 Ok(self.inner.machine().remove_images([image.clone()]))
             }

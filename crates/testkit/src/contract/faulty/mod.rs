@@ -23,7 +23,7 @@ use stead_core::engine::{
 use stead_core::event::{Event, Events, Fact};
 use stead_core::fleet::{ContainerState, Fleet, FleetSeen, Health, Lineup};
 use stead_core::ids::{ContainerId, Digest, Ordinal};
-use stead_core::manifest::Strategy;
+use stead_core::manifest::{Site, Strategy};
 use stead_core::name::AppKey;
 use stead_core::registry::{Login, RegistryChecked, RegistryHost};
 use stead_core::time::{Micros, Time};
@@ -277,6 +277,14 @@ impl Engine for FaultyEngine {
 
     fn pulling(&self, digest: &Digest) -> Option<PullProgress> {
         self.inner.pulling(digest)
+    }
+
+    async fn site(&self, image: &Digest, rules: &Site) -> Result<Option<PathBuf>, EngineError> {
+        match self.defect {
+            Defect::FindsNoSite => Ok(None),
+            Defect::IgnoresPages => self.inner.site(image, &Site::default()).await,
+            _ => self.inner.site(image, rules).await,
+        }
     }
 
     async fn images(&self) -> Result<Vec<ImageInfo>, EngineError> {
