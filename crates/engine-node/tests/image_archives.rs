@@ -331,6 +331,11 @@ async fn what_files_are_is_kept() {
             header.set_mode(0o4755);
             header.set_gid(42);
         })
+        .dir_with("shared/", |header| {
+            header.set_mode(0o2775);
+            header.set_gid(42);
+        })
+        .file_with("shared/of-root", "x", |header| header.set_mode(0o666))
         .pax(&[
             ("uid", b"1000"),
             ("gid", b"65535"),
@@ -357,6 +362,10 @@ async fn what_files_are_is_kept() {
     assert_eq!(stat("").mode() & 0o7777, 0o711);
     assert_eq!(stat("tmp").mode() & 0o7777, 0o1777);
     assert_eq!((stat("bin/su").mode() & 0o7777, stat("bin/su").gid()), (0o4755, 42));
+    // A file gets its group from such a folder, and no mode beyond the umask, unless told.
+    let of_root = stat("shared/of-root");
+    assert_eq!((stat("shared").mode() & 0o7777, stat("shared").gid()), (0o2775, 42));
+    assert_eq!((of_root.mode() & 0o7777, of_root.gid()), (0o666, 0));
     // A folder that no entry names.
     assert_eq!((stat("bin").mode() & 0o7777, stat("bin").uid()), (0o755, 0));
     let web = stat("srv/web");

@@ -22,8 +22,8 @@ use std::rc::Rc;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags,
-    chmodat, chownat, fchmod, fchown, fsetxattr, fstatvfs, futimens, linkat, mkdirat, mknodat,
-    openat, renameat, statat, symlinkat, unlinkat, utimensat,
+    chmodat, chownat, fchmod, fchown, fsetxattr, fstat, fstatvfs, futimens, linkat, mkdirat,
+    mknodat, openat, renameat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -339,7 +339,8 @@ impl Unpacker<'_> {
     ) -> Result<(), LayerError> {
         let flags =
             OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(0o600);
+        // What the process's umask takes of it, `describe` gives back.
+        let mode = Mode::from_raw_mode(entry.mode & 0o777);
         let file: File = self.put(place, || openat(&place.parent, place.name, flags, mode))?.into();
         match &entry.extents {
             None => loop {
@@ -441,7 +442,7 @@ impl Unpacker<'_> {
             }
             Err(errno) => return Err(failed(place.path, errno)),
         };
-        let source_stat = rustix::fs::fstat(&source).map_err(|errno| failed(place.path, errno))?;
+        let source_stat = fstat(&source).map_err(|errno| failed(place.path, errno))?;
         match FileType::from_raw_mode(source_stat.st_mode) {
             FileType::RegularFile | FileType::Symlink | FileType::Fifo => {}
             _ => {
@@ -499,9 +500,16 @@ fn normal(path: &[u8], shown: &[u8]) -> Result<Vec<u8>, LayerError> {
 /// Owner, mode and extended attributes of an open file or folder.
 fn describe(file: &impl AsFd, entry: &Entry, path: &[u8]) -> Result<(), LayerError> {
     let (uid, gid) = owner(entry);
+    // Most are as they should be from the start, and a change costs the disk's journal more.
+    let made = fstat(file).map_err(|errno| failed(path, errno))?;
     // In this order: a change of owner clears setuid, setgid and file capabilities.
-    fchown(file, Some(uid), Some(gid)).map_err(|errno| failed(path, errno))?;
-    fchmod(file, Mode::from_raw_mode(entry.mode)).map_err(|errno| failed(path, errno))?;
+    let chown = (made.st_uid, made.st_gid) != (uid.as_raw(), gid.as_raw());
+    if chown {
+        fchown(file, Some(uid), Some(gid)).map_err(|errno| failed(path, errno))?;
+    }
+    if chown || made.st_mode & 0o7777 != entry.mode {
+        fchmod(file, Mode::from_raw_mode(entry.mode)).map_err(|errno| failed(path, errno))?;
+    }
     let mut length = 0;
     for (name, value) in &entry.xattrs {
         length += name.len() + value.len();
