@@ -76,11 +76,21 @@ pub(super) fn troubled(
     container: Option<&ContainerId>,
     ill: Ill,
 ) {
-    let Ill { revision, error, .. } = &ill;
+    worker.report(|model| model.trouble(ordinal, part, ill.clone(), now()));
+    tell(worker, ordinal, part, container, ill);
+}
+
+/// Tells people of trouble that was noted.
+pub(super) fn tell(
+    worker: &Worker,
+    ordinal: Ordinal,
+    part: &Part,
+    container: Option<&ContainerId>,
+    ill: Ill,
+) {
+    let Ill { revision, error, .. } = ill;
     tracing::warn!(app = %worker.app, %ordinal, %part, %revision, %error, "trouble");
-    let (revision, fact) = (*revision, Fact::Trouble { error: error.clone() });
-    worker.report(|model| model.trouble(ordinal, part, ill, now()));
-    worker.emit(Some(ordinal), container, Some(revision), fact);
+    worker.emit(Some(ordinal), container, Some(revision), Fact::Trouble { error });
 }
 
 /// A part of an Instance, in a sentence for people.

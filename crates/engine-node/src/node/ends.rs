@@ -11,7 +11,7 @@ use stead_core::ids::{ContainerId, Ordinal};
 use stead_core::manifest::{PreStop, RestartPolicy};
 use stead_core::time::Micros;
 
-use super::act::{called, containers, held, release_spec, remove_sandbox, troubled};
+use super::act::{called, containers, held, release_spec, remove_sandbox, tell, troubled};
 use super::model::Ill;
 use super::worker::Worker;
 use super::{java, serving, spec};
@@ -48,20 +48,22 @@ pub(super) async fn stop(
     };
     let (exit, ran) = end(worker, &sandbox, id, asked).await;
     let been_ready = worker.model().been_ready(id);
-    worker.report(|model| model.exited(id, exit));
-    worker.timed(Some(ordinal), Some(id), Some(revision), PhaseName::Stop, begun);
-    worker.emit(Some(ordinal), Some(id), Some(revision), Fact::Exited { exit });
-    if because == Some(StopCause::NeverReady) {
-        java::failed(worker, id);
-    }
-    if let Some(cause) = because {
+    let ill = because.map(|cause| {
         let (ran, was_ready) = match cause {
             StopCause::NotAlive => (ran, part.is_main() && been_ready),
             StopCause::NeverReady => (Micros(0), false),
         };
         let error = stop_cause(worker, ordinal, &part, cause);
-        let ill = Ill { revision, error, ran: Some(ran), was_ready };
-        troubled(worker, ordinal, &part, Some(id), ill);
+        Ill { revision, error, ran: Some(ran), was_ready }
+    });
+    worker.report(|model| model.ended(id, exit, ill.clone(), now()));
+    worker.timed(Some(ordinal), Some(id), Some(revision), PhaseName::Stop, begun);
+    worker.emit(Some(ordinal), Some(id), Some(revision), Fact::Exited { exit });
+    if because == Some(StopCause::NeverReady) {
+        java::failed(worker, id);
+    }
+    if let Some(ill) = ill {
+        tell(worker, ordinal, &part, Some(id), ill);
     }
 }
 
@@ -190,11 +192,16 @@ pub(super) async fn crashed(worker: &Worker, id: &ContainerId, mut exit: Exit) {
     let ContainerSeen { part, revision, traffic, .. } = container;
     let was_ready = part.is_main() && worker.model().been_ready(id);
     let routed = traffic != TrafficState::Detached;
+    let failed = !exit.intended && (exit.code != 0 || restarts_always(worker, revision));
+    let ill = failed.then(|| {
+        let error = crash_error(worker, ordinal, &part, exit);
+        Ill { revision, error, ran: since.map(|since| exit.at.since(since)), was_ready }
+    });
     let fresh = worker.report(|model| {
         if routed {
             model.traffic(id, TrafficState::Draining);
         }
-        model.exited(id, exit)
+        model.ended(id, exit, ill.clone(), now())
     });
     if !fresh {
         return;
@@ -203,11 +210,8 @@ pub(super) async fn crashed(worker: &Worker, id: &ContainerId, mut exit: Exit) {
     if !worker.model().been_ready(id) {
         java::failed(worker, id);
     }
-    if !exit.intended && (exit.code != 0 || restarts_always(worker, revision)) {
-        let error = crash_error(worker, ordinal, &part, exit);
-        let ran = since.map(|since| exit.at.since(since));
-        let ill = Ill { revision, error, ran, was_ready };
-        troubled(worker, ordinal, &part, Some(id), ill);
+    if let Some(ill) = ill {
+        tell(worker, ordinal, &part, Some(id), ill);
     }
     if routed {
         serving::cut_off(worker, id).await;

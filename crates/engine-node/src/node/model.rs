@@ -47,7 +47,7 @@ impl Subject {
 }
 
 /// What went wrong.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Ill {
     /// With what.
     pub(super) revision: Revision,
@@ -332,6 +332,23 @@ impl Model {
         true
     }
 
+    /// Takes in a Container's end and what trouble it was, in one: between the two the planner
+    /// would start it again without its back-off. False: the end was known.
+    pub(super) fn ended(
+        &mut self,
+        id: &ContainerId,
+        exit: Exit,
+        ill: Option<Ill>,
+        now: Time,
+    ) -> bool {
+        let of = self.container(id).map(|(ordinal, container)| (ordinal, container.part.clone()));
+        let fresh = self.exited(id, exit);
+        if let (true, Some((ordinal, part)), Some(ill)) = (fresh, of, ill) {
+            self.trouble(ordinal, &part, ill, now);
+        }
+        fresh
+    }
+
     /// Takes in that everything in a Sandbox has ended, which gateways are still to be told.
     /// Gives what ran, and for how long.
     pub(super) fn all_exited(
@@ -553,6 +570,20 @@ mod tests {
         let seen = &model.seen.instances[&Ordinal(0)];
         let counts = [&part, &Part::Main].map(|part| seen.trouble_of(part).unwrap().count);
         assert_eq!((counts, seen.crashes), ([1, 1], 2), "each part has trouble of its own");
+    }
+
+    #[test]
+    fn an_end_is_seen_with_the_trouble_it_was_and_counts_once() {
+        let mut model = running();
+        let error = UserError::new(stead_core::error::Code::ExitedAtOnce, "it ended", "look");
+        let exit = Exit { at: Time(6), code: 3, oom_killed: false, intended: false };
+        let ill = Some(Ill { ran: Some(Micros(1)), ..Ill::new(ONE, error) });
+        assert!(model.ended(&id("a"), exit, ill.clone(), Time(7)));
+        assert!(!model.ended(&id("a"), exit, ill, Time(8)), "it was known");
+        let seen = &model.seen.instances[&Ordinal(0)];
+        let trouble = seen.trouble.as_ref().unwrap();
+        assert_eq!((trouble.at, trouble.count, seen.crashes), (Time(7), 1, 1));
+        assert_eq!(seen.containers[0].state, ContainerState::Exited(exit));
     }
 
     #[test]
