@@ -154,8 +154,15 @@ impl Reading<'_> {
                 (StatusCode::RANGE_NOT_SATISFIABLE, None)
             }
         };
-        if matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
-            headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        match status {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
+                headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+            }
+            StatusCode::NOT_MODIFIED => {}
+            // It would be given to others, who asked for the file: a year long, for some.
+            _ => {
+                headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            }
         }
         let sent = Sent { status, coding, file, part };
         self.send(exchange, entry, sent, headers).await

@@ -386,7 +386,7 @@ impl TestApp {
     }
 }
 
-type Boxed = BoxBody<Bytes, std::io::Error>;
+pub type Boxed = BoxBody<Bytes, std::io::Error>;
 
 pub fn full(text: impl Into<Bytes>) -> Boxed {
     Full::new(text.into()).map_err(|never| match never {}).boxed()

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
 use stead_core::ids::{Digest, ReleaseNo};
 use stead_core::routes::AppRoutes;
 use stead_core::routes::site::{
@@ -15,6 +16,7 @@ use stead_gateway::Gateway;
 use tempfile::TempDir;
 
 use crate::kit::*;
+use crate::tls::Https;
 
 /// When the Releases of these tests were made: 1 January 2025, 00:00:00.
 const MADE: u64 = 1_735_689_600;
@@ -392,4 +394,101 @@ async fn a_request_that_waits_for_the_first_release_gets_it() {
     control.put(APP, AppRoutes { stopped: true, ..site(release(1, &dir), None, "{}") }).await;
     let stopped = client.get("/").await;
     assert_eq!((stopped.status, field(&stopped, "x-stead-reason")), (503, "stopped"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_the_file_is_kept_by_no_cache() {
+    let dir = folder(&[("assets/app.1f3a9b2c.js", b"let a = 1;")]);
+    let (_control, gateway) = serving(&dir, r#"{"cache": {"files": "1h"}}"#).await;
+    let client = &mut Raw::connect(gateway.http_addrs()[0]).await;
+    let script = "/assets/app.1f3a9b2c.js";
+    for (fields, status) in [("If-Match: \"x\"\r\n", 412), ("Range: bytes=10-\r\n", 416)] {
+        let answer = ask(client, "GET", script, fields).await;
+        assert_eq!(answer.status, status);
+        // A cache that kept it would give it to those who asked for the file.
+        assert_eq!(field(&answer, "cache-control"), "no-store", "{status}");
+        assert_eq!(field(&answer, "content-length"), "0");
+    }
+    // Also where there is no file, HEAD says of the body what GET does, or nothing.
+    for (path, status) in [("/nothing", 404), ("/assets", 404), ("/%2f", 400)] {
+        let get = client.get(path).await;
+        let head = ask(client, "HEAD", path, "").await;
+        assert_eq!((get.status, head.status), (status, status), "{path}");
+        let length = field(&head, "content-length");
+        assert!(length.is_empty() || length == field(&get, "content-length"), "{path}: {length}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_over_tls_is_the_same_by_both_protocols() {
+    let bytes = large();
+    let dir = folder(&[
+        ("index.html", b"<h1>hello</h1>"),
+        ("index.html.br", b"brotli"),
+        ("docs/index.html", b"docs"),
+        ("large.txt", &bytes),
+    ]);
+    let control = Control::start();
+    control.put(APP, site(release(1, &dir), None, "{}")).await;
+    let https = Https::start(&control).await;
+    let get = |path: &str, fields: &[(&str, &str)]| {
+        let request = http::Request::get(format!("https://{HOST}{path}")).header("host", HOST);
+        let add = |request: http::request::Builder, (name, value): &(&str, &str)| {
+            request.header(*name, *value)
+        };
+        fields.iter().fold(request, add).body(empty()).unwrap()
+    };
+    let h2 = https.h2().await;
+    let (http1, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(https.connect("http/1.1").await))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let (mut h2_asks, mut http1_asks) = (h2.clone(), http1);
+    for (path, fields, status, body) in [
+        ("/", [("accept-encoding", "gzip, br")], 200, "brotli"),
+        ("/", [("accept-encoding", "gzip")], 200, "<h1>hello</h1>"),
+        ("/", [("range", "bytes=4-8")], 206, "hello"),
+        ("/", [("if-modified-since", MADE_DATE)], 304, ""),
+        ("/docs", [("accept", "*/*")], 301, "It has moved.\n"),
+        ("/docs/", [("accept", "*/*")], 200, "docs"),
+        ("/nothing", [("accept", "*/*")], 404, "There is no such file.\n"),
+    ] {
+        let by_h2 = within(h2_asks.send_request(get(path, &fields))).await.unwrap();
+        let by_http1 = within(http1_asks.send_request(get(path, &fields))).await.unwrap();
+        assert_eq!((by_h2.status().as_u16(), by_http1.status().as_u16()), (status, status));
+        if status == 301 {
+            // Of no scheme: it holds for whatever the client came by.
+            assert_eq!(by_h2.headers()["location"], "/docs/");
+        }
+        let fields = |answer: &http::Response<_>| {
+            let mut fields = answer.headers().clone();
+            fields.remove("date");
+            fields
+        };
+        assert_eq!(fields(&by_h2), fields(&by_http1), "{path} {status}");
+        for answer in [by_h2, by_http1] {
+            let got = within(answer.into_body().collect()).await.unwrap().to_bytes();
+            assert_eq!(got, body, "{path} {status}");
+        }
+    }
+
+    // Many at once over one connection, one of which the client gives up.
+    let mut answers = Vec::new();
+    for _ in 0..5 {
+        let answer = within(h2_asks.send_request(get("/large.txt", &[]))).await.unwrap();
+        assert_eq!(answer.headers()["content-length"], bytes.len().to_string());
+        answers.push(answer);
+    }
+    drop(answers.remove(2));
+    let whole =
+        futures_util::future::join_all(answers.into_iter().map(|a| a.into_body().collect()));
+    for got in within(whole).await {
+        assert!(got.unwrap().to_bytes() == bytes);
+    }
+    let answer = within(http1_asks.send_request(get("/large.txt", &[]))).await.unwrap();
+    assert!(within(answer.into_body().collect()).await.unwrap().to_bytes() == bytes);
+    let report = adds_up(&https.gateway).await;
+    let outcomes = &report.releases[0].outcomes;
+    assert_eq!((outcomes.client_aborted, outcomes.completed), (1, report.received - 1));
 }
