@@ -31,7 +31,19 @@ const DEFAULTS: &[&str] = &[
     ".idea/",
     ".vscode/",
     ".env",
-    ".env.local",
+    ".env.*",
+    ".envrc",
+    ".npmrc",
+    ".yarnrc",
+    ".yarnrc.yml",
+    ".pypirc",
+    ".netrc",
+    ".git-credentials",
+    ".aws/",
+    ".docker/",
+    ".gnupg/",
+    ".kube/",
+    ".ssh/",
     "node_modules/",
     "__pycache__/",
     "*.py[co]",
@@ -119,6 +131,21 @@ fn rules(root: &Path) -> Result<Gitignore, PackError> {
     }
     let hint = "write its patterns as for .gitignore";
     builder.build().map_err(|error| PackError::unfit(&path, error.to_string(), hint))
+}
+
+/// Settings beside `.env` that an App may read by itself, left out of what was found in `root`:
+/// what a person should know of them.
+pub(super) fn left_out(root: &Path, found: &[Found]) -> Option<String> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.starts_with(".env."))
+        .filter(|name| found.iter().all(|found| found.path != Path::new(name)))
+        .collect();
+    names.sort();
+    let first = names.first()?;
+    let all = names.join(", ");
+    Some(format!("left out, for it may hold secrets: {all} (`!{first}` in {IGNORE_FILE} takes it)"))
 }
 
 struct Walk {
@@ -261,6 +288,28 @@ mod tests {
         ]);
         fs::create_dir(dir.path().join("empty")).unwrap();
         assert_eq!(names(dir.path()), [".well-known/security.txt", "a/app.yaml", "a/c.py", "b.py"]);
+    }
+
+    #[test]
+    fn secrets_are_left_out_and_settings_among_them_are_told() {
+        let secrets = [
+            ".env.production",
+            ".envrc",
+            ".npmrc",
+            "sub/.npmrc",
+            ".pypirc",
+            ".netrc",
+            ".aws/credentials",
+            ".ssh/id_ed25519",
+        ];
+        let dir = folder(&secrets);
+        fs::write(dir.path().join("app.py"), "").unwrap();
+        assert_eq!(names(dir.path()), ["app.py"]);
+        let note = |dir: &Path| left_out(dir, &walk(dir).unwrap());
+        let said = note(dir.path()).unwrap();
+        assert!(said.contains(".env.production") && !said.contains("npmrc"), "{said}");
+        fs::write(dir.path().join(IGNORE_FILE), "!.env.production\n").unwrap();
+        assert_eq!(note(dir.path()), None);
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub(super) fn pack(root: &Path, options: &PackOptions) -> Result<Pack, PackError
     let mut found = ignore::walk(root)?;
     // Whatever `.steadignore` takes back: what is installed is what the lock says.
     found.retain(|found| !found.path.starts_with(MODULES));
+    notes.extend(ignore::left_out(root, &found));
 
     let mut layers = Vec::new();
     let installed = install::install(root, &project, &base, local, options)?;

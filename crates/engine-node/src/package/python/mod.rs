@@ -20,10 +20,10 @@ use std::path::Path;
 use stead_core::api::package::{BaseName, PackageKind, RuntimeName};
 
 use super::error::PackError;
-use super::ignore;
 use super::pack::{Needs, Pack, PackOptions};
 use super::tar::{Layer, Tree};
 use super::versions::Versions;
+use super::{ignore, node};
 use interpreter::Interpreter;
 use lock::Lock;
 use project::Project;
@@ -33,6 +33,8 @@ use start::Start;
 const PROJECT: &str = "/app";
 /// Where its dependencies lie.
 const DEPENDENCIES: &str = "/opt/app/python";
+/// What to do where a project in both languages is one of Node.js first.
+const AS_NODE: &str = "`runtime: {node: 20}` in the manifest packs it as a Node.js project";
 /// What to get where nothing says which Python.
 const USUAL: &str = "3.11";
 /// A folder with one of these is a Python project.
@@ -51,7 +53,7 @@ const FILES: [&str; 2] = ["app.py", "main.py"];
 /// Whether the folder at `path` is a Python project.
 pub(super) fn is_folder(path: &Path) -> bool {
     let has = |names: &[&str]| names.iter().any(|name| path.join(name).is_file());
-    has(&SIGNS) || (has(&FILES) && !super::node::is_folder(path))
+    has(&SIGNS) || (has(&FILES) && !node::is_folder(path))
 }
 
 /// Cuts the project at `root` into layers.
@@ -63,6 +65,9 @@ pub(super) fn pack(root: &Path, options: &PackOptions) -> Result<Pack, PackError
     let project = Project::read(root)?;
     let lock = Lock::find(root, &project)?;
     let mut notes = Vec::new();
+    if node::is_folder(root) {
+        notes.push(format!("it has a package.json, too: {AS_NODE}"));
+    }
     let wanted = wanted(root, &project, &mut notes)?;
     let local = Interpreter::usual();
     let base = base(root, options, &wanted, local.as_ref())?;
@@ -85,6 +90,7 @@ pub(super) fn pack(root: &Path, options: &PackOptions) -> Result<Pack, PackError
     let mut found = ignore::walk(root)?;
     // Whatever `.steadignore` takes back: byte code of this machine looks at times.
     found.retain(|found| !found.path.iter().any(|part| part == "__pycache__"));
+    notes.extend(ignore::left_out(root, &found));
     ignore::add(&mut tree, PROJECT, root, &found)?;
     if let Some(interpreter) = Interpreter::of_base(&base) {
         let code = bytecode::of_project(&interpreter, root, &found, options)?;

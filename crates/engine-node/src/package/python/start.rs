@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::DEPENDENCIES;
 use super::project::Project;
+use super::{AS_NODE, DEPENDENCIES};
 use crate::package::error::PackError;
-use crate::package::{ignore, words};
+use crate::package::{ignore, node, words};
 
 /// The interpreter of the base.
 const PYTHON: &str = "python3";
@@ -60,7 +60,13 @@ impl Start {
                 let command = vec![PYTHON.to_owned(), file.to_owned()];
                 Ok(Self { command, env, says: "its name", note: None })
             }
-            None => Err(PackError::unfit(root, "nothing says how it is started", HINT)),
+            None => {
+                let hint = match node::is_folder(root) {
+                    true => format!("{HINT}; or, as it has a package.json, too: {AS_NODE}"),
+                    false => HINT.to_owned(),
+                };
+                Err(PackError::unfit(root, "nothing says how it is started", hint))
+            }
         }
     }
 }
@@ -136,6 +142,13 @@ mod tests {
         assert_eq!(start.command, ["python3", "manage.py", "runserver"]);
         let error = find(&[("Procfile", "web: a && b")]).unwrap_err();
         assert!(error.to_string().contains("needs a shell"), "{error}");
+    }
+
+    #[test]
+    fn of_a_project_in_both_languages_it_says_how_to_choose() {
+        let hint = |files: &[(&str, &str)]| find(files).unwrap_err().hint().to_owned();
+        assert!(hint(&[("package.json", "{}")]).contains("runtime: {node"));
+        assert!(!hint(&[]).contains("node"));
     }
 
     #[test]
