@@ -6,7 +6,8 @@
 //! machine's disk. Does not know what kinds of Packages there are.
 
 use std::fs::File;
-use std::io::{IsTerminal, Read, Seek, SeekFrom};
+use std::io::IsTerminal;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,6 +93,7 @@ impl Package {
         let usable = bases.iter().filter(|base| base.error.is_none());
         let options = PackOptions {
             runtime: manifest.runtime.as_ref().map(|runtime| runtime.0.clone()),
+            site: manifest.site.is_some(),
             known: usable.map(|base| base.base.clone()).collect(),
             port: manifest.http_port(&[]),
             cache: cache(),
@@ -272,17 +274,20 @@ fn rest(
     offset: u64,
     bar: &ProgressBar,
 ) -> Result<impl hyper::body::Body<Data = bytes::Bytes, Error = std::io::Error> + Send + use<>> {
-    let mut file = file.try_clone()?;
+    let file = file.try_clone()?;
     let bar = bar.clone();
     Ok(source::body(move |out| {
-        file.seek(SeekFrom::Start(offset))?;
+        let mut at = offset;
         let mut buffer = vec![0; 64 << 10];
         loop {
-            match file.read(&mut buffer)? {
+            // The body of an attempt that broke off may still be read: both have one file, and
+            // with it one place in it.
+            match file.read_at(&mut buffer, at)? {
                 0 => return Ok(()),
                 count => {
                     out.write_all(&buffer[..count])?;
                     bar.inc(count as u64);
+                    at += count as u64;
                 }
             }
         }
@@ -374,6 +379,24 @@ mod tests {
         let offset = locked().kept.len() as u64;
         let view = UploadView { offset, complete: offset == size as u64 };
         Ok(Response::new(Full::new(serde_json::to_vec(&view).unwrap().into())))
+    }
+
+    #[tokio::test]
+    async fn bodies_of_two_attempts_do_not_disturb_each_other() {
+        let mut file = tempfile::tempfile().unwrap();
+        let sent: Vec<u8> = (0..4_000_000u32).map(|n| (n / 1000) as u8).collect();
+        file.write_all(&sent).unwrap();
+        let bar = ProgressBar::hidden();
+        // One broke off after its first bytes, and was not let go yet.
+        let mut before = Box::pin(rest(&file, 0, &bar).unwrap());
+        assert!(before.frame().await.is_some());
+        let mut now = Box::pin(rest(&file, 0, &bar).unwrap());
+        let mut got = Vec::new();
+        while let Some(frame) = now.frame().await {
+            got.extend(frame.unwrap().into_data().unwrap());
+            let _ = before.frame().await;
+        }
+        assert!(got == sent, "{} of {} bytes", got.len(), sent.len());
     }
 
     #[tokio::test]

@@ -31,6 +31,7 @@ fn packs(bytes: &[u8], name: &str) {
     fs::write(&path, bytes).expect("memory has room");
     let options = PackOptions {
         runtime: None,
+        site: false,
         known: Vec::new(),
         port: None,
         cache: home.path("nowhere"),

@@ -30,6 +30,8 @@ pub struct Pack {
 pub struct PackOptions {
     /// The runtime that the manifest names.
     pub runtime: Option<BaseName>,
+    /// The manifest says that it is a site.
+    pub site: bool,
     /// Bases that the platform has, or can make at once.
     pub known: Vec<BaseName>,
     /// The port that the manifest names. What can be told its port gets this one, or
@@ -125,6 +127,7 @@ impl PackOptions {
     pub(super) fn of_test(known: &[&str]) -> Self {
         Self {
             runtime: None,
+            site: false,
             known: known.iter().map(|base| base.parse().unwrap()).collect(),
             port: None,
             cache: std::env::temp_dir(),

@@ -360,6 +360,17 @@ mod tests {
     }
 
     #[test]
+    fn a_manifest_may_say_that_a_project_is_a_site() {
+        let dir = site(&[PAGE, "package.json"]);
+        fs::write(dir.path().join("site/package.json"), "{}").unwrap();
+        let root = dir.path().join("site");
+        let error = crate::package::pack(&root, &options(dir.path())).unwrap_err();
+        assert!(error.hint().contains("`site: {}`"), "{}", error.hint());
+        let options = PackOptions { site: true, ..options(dir.path()) };
+        assert_eq!(crate::package::pack(&root, &options).unwrap().kind, PackageKind::Site);
+    }
+
+    #[test]
     fn names_that_no_url_has_are_refused() {
         let dir = site(&[PAGE, "line\nbreak"]);
         assert!(pack(&dir.path().join("site"), &options(dir.path())).is_err());

@@ -80,7 +80,8 @@ impl Start {
             None if root.join("index.html").is_file() => Err(PackError::unfit(
                 root,
                 "nothing says how it is started",
-                "if it is a web site, name the folder that its build makes, such as ./dist",
+                "if it is a web site, name the folder that its build makes, such as ./dist; or \
+                 write `site: {}` into the manifest, if there is nothing to build",
             )),
             None => Err(PackError::unfit(
                 root,
