@@ -38,13 +38,16 @@ pub(super) fn recognise(path: &Path) -> Result<Option<PackageKind>, PackError> {
     let archive = Archive::open(path, &Limits::default())?;
     let is =
         |ending: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(ending));
-    let holds = |name: &str| archive.entries().iter().any(|entry| entry.name.starts_with(name));
-    Ok(if is("war") || holds("WEB-INF/") {
-        Some(PackageKind::War)
-    } else if is("jar") || archive.find(MANIFEST).is_some() {
-        Some(PackageKind::Jar)
-    } else {
-        None
+    let has_web = archive.entries().iter().any(|entry| entry.name.starts_with("WEB-INF/"));
+    // What lies in it says more than its name, except where it may be either.
+    let starts = || Ok(manifest_of(&archive)?.get("Main-Class").is_some());
+    Ok(match (is("jar"), is("war")) {
+        (true, _) if has_web && !starts()? => Some(PackageKind::War),
+        (_, true) if !has_web && starts()? => Some(PackageKind::Jar),
+        (true, _) => Some(PackageKind::Jar),
+        (_, true) => Some(PackageKind::War),
+        _ if has_web => Some(PackageKind::War),
+        _ => archive.find(MANIFEST).map(|_| PackageKind::Jar),
     })
 }
 

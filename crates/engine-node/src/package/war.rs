@@ -20,6 +20,8 @@ use super::zip::{Archive, Limits};
 
 /// Where Tomcat looks for the application of `/`.
 const ROOT: &str = "opt/tomcat/webapps/ROOT";
+/// What makes an archive a web application.
+const WEB: &str = "WEB-INF/";
 const CLASSES: &str = "WEB-INF/classes/";
 const DESCRIPTOR: &str = "WEB-INF/web.xml";
 
@@ -37,7 +39,7 @@ pub(super) fn pack(path: &Path, options: &PackOptions) -> Result<Pack, PackError
 
 /// Whether there is anything to serve besides what classes give.
 fn has_pages(archive: &Archive) -> bool {
-    let hidden = ["WEB-INF/", "META-INF/"];
+    let hidden = [WEB, "META-INF/"];
     let is_page = |name: &str| !hidden.iter().any(|it| name.starts_with(it)) && !is_loader(name);
     archive.entries().iter().any(|entry| !entry.is_folder() && is_page(&entry.name))
 }
@@ -62,6 +64,14 @@ fn exploded(
 
 fn on_tomcat(archive: &Arc<Archive>, options: &PackOptions) -> Result<Pack, PackError> {
     let path = archive.path();
+    // Tomcat would serve its classes as pages.
+    if !archive.entries().iter().any(|entry| entry.name.starts_with(WEB)) {
+        return Err(PackError::unfit(
+            path,
+            "it has no folder WEB-INF, as web applications have",
+            "build a war; or if it is a library or a jar, name the jar that starts",
+        ));
+    }
     let needs = match speaks_jakarta(archive)? {
         true => Needs {
             runtime: RuntimeName::Tomcat,

@@ -92,6 +92,31 @@ fn a_war_that_runs_by_itself_runs_like_a_jar() {
 }
 
 #[test]
+fn what_lies_in_an_archive_says_more_than_its_name() {
+    let main = ("META-INF/MANIFEST.MF", b"Main-Class: a.A\r\n".to_vec());
+    let (own, web) = (("a/A.class", class("")), ("WEB-INF/web.xml", b"<web-app/>".to_vec()));
+    let dir = tempfile::tempdir().unwrap();
+    let kind = |name: &str, files: &[(&str, Vec<u8>)]| {
+        let path = dir.path().join(name);
+        archive_of(&path, files);
+        recognise(&path).unwrap()
+    };
+    for (name, files, expected) in [
+        ("a.war", vec![main.clone(), own.clone()], PackageKind::Jar),
+        ("b.war", vec![main.clone(), web.clone()], PackageKind::War),
+        ("c.jar", vec![main.clone(), web.clone()], PackageKind::Jar),
+        ("d.jar", vec![web.clone()], PackageKind::War),
+        ("e", vec![web], PackageKind::War),
+        ("f", vec![main], PackageKind::Jar),
+        ("library.war", vec![own], PackageKind::War),
+    ] {
+        assert_eq!(kind(name, &files), Some(expected), "{name}");
+    }
+    let error = pack(&dir.path().join("library.war"), &options()).unwrap_err();
+    assert!(error.to_string().contains("WEB-INF"), "{error}");
+}
+
+#[test]
 fn with_pages_of_its_own_it_stays_whole() {
     let pack = packed(&boot(&[("index.jsp", b"<%%>".to_vec())])).unwrap();
     let launcher = "org.springframework.boot.loader.launch.WarLauncher";
