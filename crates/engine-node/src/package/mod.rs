@@ -52,13 +52,17 @@ pub fn recognise(path: &Path) -> Result<Option<PackageKind>, PackError> {
     if meta.is_dir() {
         return Ok(folder(path));
     }
+    // To open a pipe or a device may wait for ever, or do something.
+    if !meta.is_file() {
+        return Ok(None);
+    }
     let mut magic = Vec::with_capacity(4);
     let read = File::open(path).and_then(|file| file.take(4).read_to_end(&mut magic));
     read.map_err(PackError::io(path))?;
     match magic.as_slice() {
         b"PK\x03\x04" => jar::recognise(path),
         // Spring Boot puts a script before jars that shall start by themselves.
-        b"#!/b" if path.extension().is_some_and(|end| end == "jar" || end == "war") => {
+        [b'#', b'!', ..] if path.extension().is_some_and(|end| end == "jar" || end == "war") => {
             jar::recognise(path)
         }
         // A script is told what works when it is packed.
@@ -89,6 +93,8 @@ fn folder(path: &Path) -> Option<PackageKind> {
 /// When it is no Package, or cannot be packed; the error says what works.
 pub fn pack(path: &Path, options: &PackOptions) -> Result<Pack, PackError> {
     match recognise(path)? {
+        // The page of a project that needs no build may lie beside its package.json.
+        Some(_) if options.site && site::is_folder(path) => site::pack(path, options),
         Some(PackageKind::Jar) => jar::pack(path, options),
         Some(PackageKind::War) => war::pack(path, options),
         Some(PackageKind::Program) => program::pack(path, options),

@@ -4,6 +4,7 @@
 //! says. Quarkus' layout (`quarkus-run.jar` with `lib`, `app` and `quarkus`) is one of these.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -44,8 +45,12 @@ pub(super) fn pack(
     let mut count = 0;
     for written in manifest.get("Class-Path").unwrap_or_default().split_ascii_whitespace() {
         match beside(folder, written) {
-            Some(place) if folder.join(&place).is_file() => {
+            Some(place) if is_jar(&folder.join(&place))? => {
                 count += add_once(&mut dependencies, folder, &place)?;
+            }
+            // A manifest shall not get at other files that lie in the same folder by chance.
+            Some(place) if folder.join(&place).exists() => {
+                notes.push(format!("{written} of its Class-Path is no jar: left out"));
             }
             // The JVM passes over what is not there, too.
             Some(_) => {}
@@ -162,11 +167,19 @@ fn add_folder(tree: &mut Tree, root: &Path, place: &Path, deep: usize) -> Result
     Ok(())
 }
 
+/// Whether something is a file that begins as archives do.
+fn is_jar(path: &Path) -> Result<bool, PackError> {
+    Ok(path.is_file() && head(path)?.starts_with(b"PK"))
+}
+
 /// When a jar was made, by its first entry; 0 for other files.
 fn made(path: &Path) -> Result<u64, PackError> {
-    use std::io::Read;
+    Ok(first_time(&head(path)?))
+}
+
+fn head(path: &Path) -> Result<Vec<u8>, PackError> {
     let mut head = Vec::with_capacity(14);
     let read = fs::File::open(path).and_then(|file| file.take(14).read_to_end(&mut head));
     read.map_err(PackError::io(path))?;
-    Ok(first_time(&head))
+    Ok(head)
 }

@@ -190,10 +190,12 @@ fn a_plain_jar_takes_along_what_lies_beside_it() {
     fs::create_dir_all(folder.join("lib/in ner")).unwrap();
     fs::write(dir.path().join("secret"), "s").unwrap();
     fs::write(folder.join("lib/a.jar"), bytes_of(&[("A", text("a"))])).unwrap();
-    fs::write(folder.join("lib/in ner/b.jar"), "b").unwrap();
+    fs::write(folder.join("lib/in ner/b.jar"), bytes_of(&[("B", text("b"))])).unwrap();
+    fs::create_dir(folder.join("conf")).unwrap();
+    fs::write(folder.join(".netrc"), "password p").unwrap();
     std::os::unix::fs::symlink("../../secret", folder.join("lib/link.jar")).unwrap();
     let manifest = "Main-Class: web.App\r\nClass-Path: lib/a.jar lib/in%20ner/b.jar ../secret \
-                    /etc/pas\r\n swd lib/gone.jar lib/link.jar lib/a.jar\r\n";
+                    /etc/pas\r\n swd lib/gone.jar lib/link.jar .netrc conf/ lib/a.jar\r\n";
     let path = folder.join("server.jar");
     archive_of(&path, &[("META-INF/MANIFEST.MF", text(manifest)), ("web/App.class", class(11))]);
     let pack = pack(&path, &options()).unwrap();
@@ -203,7 +205,10 @@ fn a_plain_jar_takes_along_what_lies_beside_it() {
         ("application", &["app/app.jar"]),
     ]);
     assert_eq!(found, layers);
-    assert_eq!(pack.notes.len(), 4, "{:?}", pack.notes);
+    assert_eq!(pack.notes.len(), 6, "{:?}", pack.notes);
+    for left_out in [".netrc", "conf/"] {
+        assert!(pack.notes.iter().any(|note| note.contains(left_out)), "{:?}", pack.notes);
+    }
 }
 
 #[test]
@@ -212,7 +217,7 @@ fn a_quarkus_folder_is_packed_whole() {
     let folder = dir.path();
     for (inner, name) in [("lib/boot", "b.jar"), ("lib/main", "m.jar"), ("app", "a.jar")] {
         fs::create_dir_all(folder.join(inner)).unwrap();
-        fs::write(folder.join(inner).join(name), name).unwrap();
+        fs::write(folder.join(inner).join(name), bytes_of(&[(name, Vec::new())])).unwrap();
     }
     fs::create_dir(folder.join("quarkus")).unwrap();
     fs::write(folder.join("quarkus/quarkus-application.dat"), "index").unwrap();
@@ -261,8 +266,10 @@ fn what_cannot_start_says_so() {
 fn a_jar_with_a_script_before_it_is_a_jar() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("web.jar");
-    let script = b"#!/bin/bash\nexec java -jar \"$0\"\n".to_vec();
-    fs::write(&path, [script, bytes_of(&boot(1, true))].concat()).unwrap();
-    assert_eq!(recognise(&path).unwrap(), Some(PackageKind::Jar));
-    assert_eq!(pack(&path, &options()).unwrap().layers.len(), 3);
+    for shell in ["/bin/bash", "/usr/bin/env sh"] {
+        let script = format!("#!{shell}\nexec java -jar \"$0\"\n").into_bytes();
+        fs::write(&path, [script, bytes_of(&boot(1, true))].concat()).unwrap();
+        assert_eq!(recognise(&path).unwrap(), Some(PackageKind::Jar));
+        assert_eq!(pack(&path, &options()).unwrap().layers.len(), 3);
+    }
 }
