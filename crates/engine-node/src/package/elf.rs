@@ -118,11 +118,13 @@ impl Elf {
     /// When it cannot be read, is damaged, or is for a kind of machine stead does not run on.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, ElfError> {
         let io = |source| ElfError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
+        // Programs name the files that are read here: to open a pipe would wait for ever, and a
+        // device may do something.
+        if !path.metadata().map_err(io)?.is_file() {
             return Ok(None);
         }
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
         parse(&Bytes { file: &file, size: metadata.len() }).map_err(|problem| match problem {
             Problem::Io(source) => io(source),
             Problem::Damaged(what) => ElfError::Damaged { path: path.to_owned(), what },
@@ -313,6 +315,10 @@ mod tests {
         assert_eq!(of_bytes(b"").unwrap(), None);
         assert_eq!(of_bytes(b"#!/bin/sh\n").unwrap(), None);
         assert!(Elf::read(Path::new("/")).unwrap().is_none());
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert!(Elf::read(&socket).unwrap().is_none(), "it is not even opened");
         let mut foreign = vec![0; 64];
         foreign[..6].copy_from_slice(b"\x7fELF\x01\x01");
         assert!(matches!(of_bytes(&foreign), Err(ElfError::Foreign { .. })));

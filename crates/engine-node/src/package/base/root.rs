@@ -1,8 +1,8 @@
 //! The files of a base: what was chosen, each link on the way to it, and the libraries all of
 //! it needs.
 //!
-//! Promises: everything is where it is on this machine, so links lead where they led; of a folder
-//! nothing is taken that not everybody on this machine may read. Does not know what is chosen, or
+//! Promises: everything is where it is on this machine, so links lead where they led; nothing
+//! is taken that not everybody on this machine may read. Does not know what is chosen, or
 //! why.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +37,11 @@ impl Root {
     /// Adds the file at `path`, with the links that lead to it.
     pub(super) fn file(&mut self, path: &Path) -> Result<(), PackError> {
         let real = self.links(path).map_err(PackError::io(path))?;
+        let meta = fs::metadata(&real).map_err(PackError::io(&real))?;
+        if !meta.is_file() || meta.mode() & READ_BY_ALL == 0 {
+            let reason = format!("{} is no file that everybody may read", real.display());
+            return Err(PackError::unfit(path, reason, "a base takes no others: see `ls -lL`"));
+        }
         self.pieces.insert(real.clone(), Library::File(real));
         Ok(())
     }
@@ -187,5 +192,9 @@ mod tests {
         assert_eq!(is(&outside.join("shadow")), None);
         assert_eq!(is(&home.join("lib/src.zip")), None);
         assert_eq!(is(&home.join("lib/dangling")), None);
+        // Nor is one that is named itself.
+        let error = root.file(&home.join("lib/shadow")).unwrap_err();
+        assert!(error.to_string().contains("everybody"), "{error}");
+        assert!(!root.pieces.contains_key(&outside.join("shadow")));
     }
 }
