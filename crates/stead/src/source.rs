@@ -41,7 +41,13 @@ impl Source {
         let path = base.join(text);
         match fs::metadata(&path) {
             Ok(meta) if meta.is_dir() => Self::folder(text, path),
-            Ok(_) => Self::file(text, path),
+            Ok(meta) if meta.is_file() => Self::file(text, path),
+            // A pipe could be read only once, and some devices for ever.
+            Ok(_) => Err(UserError::new(
+                Code::NotAnImage,
+                format!("{text} is neither a file nor a folder"),
+                "write what it gives into a file, and name that",
+            )),
             Err(_) if looks_like_path(text) => Err(UserError::new(
                 Code::NotAnImage,
                 format!("{text} does not exist"),
@@ -161,6 +167,8 @@ mod tests {
         assert_eq!(find("dist/"), package("dist/", PackageKind::Site));
         assert_eq!(code("./empty"), Code::NotAnImage);
         assert_eq!(code("notes.txt"), Code::NotAnImage);
+        let _pipe = std::os::unix::net::UnixListener::bind(dir.path().join("pipe")).unwrap();
+        assert!(find("./pipe").unwrap_err().message.contains("neither a file nor a folder"));
         assert_eq!(code("./gone.tar"), Code::NotAnImage);
         assert_eq!(code("gone.jar"), Code::NotAnImage);
         assert_eq!(find("save.tar.gz"), Ok(Source::Archive(dir.path().join("save.tar.gz"))));

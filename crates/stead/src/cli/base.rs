@@ -185,17 +185,18 @@ async fn tomcat(
         let message = format!("Tomcat is not started on {java}");
         return Err(bad(message, "name Java 11 or newer").into());
     }
-    let folder = std::env::temp_dir().join(format!("stead-tomcat-{}", std::process::id()));
+    // Nobody else may write there: Maven runs what a folder's `.mvn` names.
+    let folder = tempfile::Builder::new().prefix("stead-tomcat-").tempdir()?;
     let archive = match kept(&version) {
         Some(archive) => archive,
         None => {
             tell(context, &format!("fetching Tomcat {version} with mvn"));
-            fetch(&version, &folder)?
+            fetch(&version, folder.path())?
         }
     };
     let read = base::read_tomcat(&archive, &version);
     // What it is made of is in memory now.
-    let _ = std::fs::remove_dir_all(&folder);
+    drop(folder);
     let tomcat = read.map_err(UserError::from)?;
     let pack = Pack {
         kind: PackageKind::War,
@@ -218,7 +219,6 @@ fn kept(version: &str) -> Option<PathBuf> {
 
 /// Has Maven fetch Tomcat's archive, as the person's own settings say.
 fn fetch(version: &str, folder: &Path) -> Result<PathBuf> {
-    std::fs::create_dir_all(folder)?;
     let ran = Command::new("mvn")
         // Not where a project would have its say.
         .current_dir(folder)

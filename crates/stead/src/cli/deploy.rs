@@ -129,6 +129,11 @@ fn intent(context: &Context, args: &Deploy) -> Result<(Manifest, Source)> {
     };
     overlay(&mut manifest, context, args);
     let source = Source::find(&manifest.source, &base)?;
+    if let Source::Reference(text) = &source
+        && base.join(text).is_dir()
+    {
+        context.output.say(&format!("{text} is taken for an image; the folder is ./{text}"))?;
+    }
     if matches!(source, Source::Package(_, PackageKind::Site)) {
         manifest.site.get_or_insert_default();
     }

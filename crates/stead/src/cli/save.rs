@@ -31,6 +31,14 @@ impl Target {
     pub(super) fn of(path: PathBuf) -> Result<Self, UserError> {
         let is_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/") || path.is_dir();
         if !is_folder {
+            // What is written takes the place of what is there, which must not be a device.
+            if path.symlink_metadata().is_ok_and(|meta| !meta.is_file()) {
+                return Err(UserError::new(
+                    Code::BadRequest,
+                    format!("{} is there, and is no file", path.display()),
+                    "name a new file, or one to write over",
+                ));
+            }
             return Ok(Self::File(path));
         }
         let is_empty = fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none());
@@ -162,6 +170,12 @@ mod tests {
         assert_eq!(of(dir.path().to_owned()), Ok(true));
         fs::write(dir.path().join("file"), "").unwrap();
         assert!(of(dir.path().to_owned()).is_err(), "nothing of another is written over");
+        assert_eq!(of(dir.path().join("file")), Ok(false));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/dev/stdout", &link).unwrap();
+        for special in [link, "/dev/null".into()] {
+            assert!(of(special).is_err(), "a device would be replaced");
+        }
     }
 
     #[test]
