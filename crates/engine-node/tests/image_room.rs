@@ -5,6 +5,7 @@
 mod image_support;
 
 use std::fs;
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -165,6 +166,36 @@ async fn uploads_take_room_too() {
     assert_eq!(store.list().len(), 2, "one went for it");
     let error = store.upload(part(&[8; 3 * MIB]), stream::pending().boxed()).await.unwrap_err();
     assert_eq!(error.code(), Code::DiskFull, "nothing is read that cannot be kept: {error}");
+}
+
+#[tokio::test]
+async fn nothing_goes_for_what_would_not_fit_even_then() {
+    let home = Home::new();
+    let store = home.open_with(with_quota(4));
+    store.keep(&[]);
+    let [one, two] = ["one", "two"].map(|name| image(name, MIB));
+    let held = import(&home, &store, &one).await.unwrap();
+    import(&home, &store, &two).await.unwrap();
+    let claim = |size: usize| {
+        let part = UploadPart { digest: digest(b"claimed"), size: size as u64, offset: 0 };
+        store.upload(part, stream::once(async { Err(io::Error::other("gone")) }).boxed())
+    };
+    for size in [5 * MIB, 3 * MIB + MIB / 2] {
+        let error = claim(size).await.unwrap_err();
+        assert!(matches!(error, ImageError::NoRoom(NoRoom::Quota { .. })), "{error}");
+        assert_eq!(store.list().len(), 2, "{size}");
+    }
+    // A manifest may claim anything, too.
+    let mut lying = image("lying", 1000);
+    let mut manifest: serde_json::Value = serde_json::from_slice(&lying.manifest).unwrap();
+    manifest["layers"][0]["size"] = (1_u64 << 60).into();
+    lying.manifest = manifest.to_string().into_bytes();
+    let error = import(&home, &store, &lying).await.unwrap_err();
+    assert_eq!((error.code(), store.list().len()), (Code::DiskFull, 2), "{error}");
+    // What fits makes its room.
+    drop(held);
+    assert!(matches!(claim(3 * MIB).await, Err(ImageError::UploadBroken { .. })));
+    assert_eq!(digests(&store), [two.digest()]);
 }
 
 #[tokio::test]

@@ -2,9 +2,11 @@
 //!
 //! Promises: whoever writes takes room first, and the store together with all that was taken
 //! stays within its quota and leaves a reserve on the disk. What nobody needs goes for it, the
-//! least recently used first; what is pinned, held or needed never does. Does not know who
-//! needs images: whoever does holds them, or says so.
+//! least recently used first; what is pinned, held or needed never does, and nothing goes for
+//! what would not fit even then. Does not know who needs images: whoever does holds them, or
+//! says so.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::{fs, io};
@@ -12,6 +14,7 @@ use std::{fs, io};
 use stead_core::ids::Digest;
 
 use super::super::error::{ImageError, NoRoom};
+use super::super::unpack::Summary;
 use super::{ImageStore, Inner, Pruned, State};
 
 /// What is left free on the disk for those who run, in bytes; on a small disk a share of it. What
@@ -96,13 +99,13 @@ impl Inner {
         let failed = || ImageError::io("room cannot be made in the image store");
         loop {
             let mut state = self.state();
-            let Some(lack) = self.lack(&state, bytes).map_err(failed())? else {
+            let Some(lack) = self.lack(&state, bytes, 0).map_err(failed())? else {
                 state.taken += if take { bytes } else { 0 };
                 return Ok(());
             };
             let scratch = self.scratch().map_err(failed())?;
             let mut pruned = Pruned::default();
-            if !self.remove_unused(&mut state, scratch.path(), &mut pruned)? {
+            if !self.remove_unused(&mut state, bytes, scratch.path(), &mut pruned)? {
                 return Err(ImageError::NoRoom(lack));
             }
             drop(state);
@@ -114,10 +117,12 @@ impl Inner {
         }
     }
 
-    /// Removes one thing nobody needs; false if there is none.
+    /// Removes one thing nobody needs; false if there is none, or if not even all of them
+    /// would make room for `bytes`.
     fn remove_unused(
         &self,
         state: &mut State,
+        bytes: u64,
         trash: &Path,
         pruned: &mut Pruned,
     ) -> Result<bool, ImageError> {
@@ -128,6 +133,13 @@ impl Inner {
         }
         if state.kept.is_none() {
             return Ok(false);
+        }
+        // How much is wanted may be a stranger's word. Who wants nothing wants less to be here.
+        if bytes > 0 {
+            let lack = self.lack(state, bytes, state.removable());
+            if lack.map_err(ImageError::io("room cannot be made in the image store"))?.is_some() {
+                return Ok(false);
+            }
         }
         let oldest = state
             .images
@@ -141,16 +153,16 @@ impl Inner {
         Ok(true)
     }
 
-    /// What is missing for `bytes` more; `None` when they fit.
-    fn lack(&self, state: &State, bytes: u64) -> io::Result<Option<NoRoom>> {
+    /// What is missing for `bytes` more, once `gone` are removed; `None` when they fit.
+    fn lack(&self, state: &State, bytes: u64, gone: u64) -> io::Result<Option<NoRoom>> {
         if let Some(quota) = self.options.quota {
-            let used = self.used(state)?;
+            let used = self.used(state)?.saturating_sub(gone);
             if used.saturating_add(bytes) > quota {
                 return Ok(Some(NoRoom::Quota { wanted: bytes, used, quota }));
             }
         }
         let disk = rustix::fs::statvfs(&self.root)?;
-        let (free, size) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
+        let (free, size) = (disk.f_bavail * disk.f_frsize + gone, disk.f_blocks * disk.f_frsize);
         let reserve = RESERVE.min(size / RESERVE_SHARE);
         let full = free < bytes.saturating_add(reserve);
         Ok(full.then_some(NoRoom::Disk { wanted: bytes, free, reserve }))
@@ -158,7 +170,7 @@ impl Inner {
 
     /// Bytes of the disk that the store has, or has promised.
     fn used(&self, state: &State) -> io::Result<u64> {
-        let layers: u64 = state.layers.values().map(|layer| layer.disk.max(layer.bytes)).sum();
+        let layers: u64 = state.layers.values().map(on_disk).sum();
         let mut uploads = 0;
         for entry in fs::read_dir(self.uploads())? {
             // Gone in the meantime.
@@ -169,7 +181,23 @@ impl Inner {
     }
 }
 
+fn on_disk(layer: &Summary) -> u64 {
+    layer.disk.max(layer.bytes)
+}
+
 impl State {
+    /// Bytes of the disk that come free when all goes that nobody holds or needs.
+    fn removable(&self) -> u64 {
+        let (free, staying): (Vec<_>, Vec<_>) =
+            self.images.iter().partition(|(digest, _)| self.is_free(digest));
+        let flats = free.iter().filter_map(|(_, (record, _))| record.flat);
+        let layers = staying.iter().flat_map(|(_, (record, _))| &record.layers);
+        let stay: HashSet<&Digest> =
+            layers.map(|layer| &layer.diff_id).chain(self.pins.keys()).collect();
+        let go = self.layers.iter().filter(|(layer, _)| !stay.contains(layer));
+        flats.sum::<u64>() + go.map(|(_, layer)| on_disk(layer)).sum::<u64>()
+    }
+
     /// Whether nobody holds or needs an image, and it is not on its way.
     pub(super) fn is_free(&self, digest: &Digest) -> bool {
         let needed = self.kept.as_ref().is_some_and(|kept| kept.contains(digest));
