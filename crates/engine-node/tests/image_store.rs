@@ -390,3 +390,25 @@ proptest::proptest! {
         });
     }
 }
+
+#[tokio::test]
+async fn a_reference_with_a_digest_takes_no_name_from_another_image() {
+    let home = Home::new();
+    let store = home.open();
+    let name = reference("registry.example/team/web:prod");
+    let mut digests = Vec::new();
+    for (content, name) in [("theirs", &name), ("mine", &reference("registry.example/mine:1"))] {
+        let image = simple(content);
+        let layout = home.path("layout");
+        image.write_layout(&layout);
+        store.import(&layout, Some(name), &()).await.unwrap();
+        fs::remove_dir_all(layout).unwrap();
+        digests.push(image.digest());
+    }
+    // Nobody but who wrote it says that the tag names this image.
+    let claimed = reference(&format!("{name}@{}", digests[1]));
+    assert_eq!(store.pull(&claimed, &digests[1], &()).await.unwrap().digest, digests[1]);
+    let named = |digest: &_| store.list().into_iter().find(|i| i.digest == *digest).unwrap().names;
+    assert_eq!(named(&digests[0]), ["registry.example/team/web:prod"]);
+    assert_eq!(named(&digests[1]), ["registry.example/mine:1"]);
+}

@@ -153,14 +153,21 @@ impl Inner {
         Some((manifest, record.layers.iter().map(|layer| layer.diff_id.clone()).collect()))
     }
 
-    /// Gives `name` to this image, taking it from any other.
+    /// Gives `name` to this image, taking it from any other; but not where it says itself
+    /// which image it means: anybody may write any tag before a digest.
     fn name(
         &self,
         state: &mut State,
         digest: &Digest,
         name: Option<&Reference>,
     ) -> Result<(), ImageError> {
+        let is_claim = name.is_some_and(|name| name.digest().is_some());
         let Some(name) = name.map(name_of) else { return Ok(()) };
+        let is_taken =
+            |(record, _): &(Record, _)| record.digest != *digest && record.names.contains(&name);
+        if is_claim && state.images.values().any(is_taken) {
+            return Ok(());
+        }
         for (record, _) in state.images.values_mut() {
             let changed = match record.digest == *digest {
                 true => record.names.insert(name.clone()),
