@@ -359,3 +359,32 @@ async fn what_cannot_be_composed_is_told_and_leaves_nothing() {
         home.assert_nothing_but_layers();
     }
 }
+
+#[tokio::test]
+async fn more_layers_than_an_image_may_have_are_refused_at_once() {
+    let home = Home::new();
+    let (case, store) = (Case::new(), home.open());
+    let one = case.request([None, None]).layers.remove(0);
+    let layer = |n: usize| PackedLayer { diff_id: digest(&n.to_le_bytes()), ..one.clone() };
+    let many = ComposeRequest { layers: (0..501).map(layer).collect(), ..case.request([None; 2]) };
+    let error = store.compose(&many, None, &()).await.unwrap_err();
+    assert!(error.to_string().contains("500"), "{error}");
+    home.assert_clean();
+}
+
+#[tokio::test]
+async fn an_upload_that_came_too_late_does_not_stay() {
+    let home = Home::new();
+    let (case, store) = (Case::new(), home.open());
+    let stored = case.layers.each_ref().map(|tar| gzip(tar));
+    let request = case.request([Some(&stored[0]), Some(&stored[1])]);
+    // Two deploy the same at once: both were told that both layers are missing.
+    for _ in 0..2 {
+        for bytes in &stored {
+            upload(&store, bytes).await.unwrap();
+        }
+        let made = store.compose(&request, None, &()).await.unwrap();
+        assert!(matches!(made, Made::Image(_)));
+        assert_eq!(names(&home.root().join("uploads")), [""; 0]);
+    }
+}

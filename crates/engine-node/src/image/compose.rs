@@ -15,7 +15,7 @@ use stead_core::ids::Digest;
 use super::config::{self, ImageConfig};
 use super::error::{ImageError, LayerError};
 use super::import::Local;
-use super::manifest::{Descriptor, Document, Manifest, Platform};
+use super::manifest::{Descriptor, Document, MAX_LAYERS, Manifest, Platform};
 use super::progress::Progress;
 use super::pull::{Origin, Pull};
 use super::reference::Reference;
@@ -48,6 +48,11 @@ impl ImageStore {
         let inner = &self.inner;
         let name: Reference = request.name.parse()?;
         let base = base.map(|digest| Base::of(self, digest)).transpose()?;
+        let layers = base.as_ref().map_or(0, |base| base.layers.len()) + request.layers.len();
+        if layers > MAX_LAYERS {
+            let reason = format!("it has {layers} layers, more than {MAX_LAYERS}");
+            return Err(ImageError::bad_manifest(&request.name, reason));
+        }
         // From here on nothing that is here may go.
         let _pins = inner.pin(request.layers.iter().map(|layer| layer.diff_id.clone()));
         let missing = missing(inner, &request.layers)?;
@@ -56,11 +61,13 @@ impl ImageStore {
         }
         let documents = documents(request, base.as_ref(), &inner.options.platform);
         let digest = super::digest_of(&documents[0]);
-        if let Some(image) = inner.touch(&digest, Some(&name))? {
-            return Ok(Made::Image(image));
-        }
         let uploads =
             || request.layers.iter().filter_map(|l| Some((&l.diff_id, l.upload.as_ref()?)));
+        if let Some(image) = inner.touch(&digest, Some(&name))? {
+            // Somebody else sent the same, and was faster.
+            uploads().for_each(|(_, upload)| inner.drop_upload(&upload.digest));
+            return Ok(Made::Image(image));
+        }
         let stored = uploads()
             .map(|(layer, Upload { digest, size })| (layer.clone(), (digest.clone(), *size)));
         let local = Local::composed(&inner.uploads(), documents, stored)?;

@@ -18,7 +18,7 @@ pub(super) const MAX_MANIFEST: u64 = 4 << 20;
 /// Largest config, bytes.
 pub(super) const MAX_CONFIG: u64 = 8 << 20;
 /// Most layers of an image; overlayfs stacks 500.
-const MAX_LAYERS: usize = 500;
+pub(super) const MAX_LAYERS: usize = 500;
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
