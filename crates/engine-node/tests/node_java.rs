@@ -336,6 +336,40 @@ async fn an_archive_that_a_start_fails_with_is_left_aside() {
     node.end().await;
 }
 
+/// Waits until a copy of the App is being started to record an archive.
+async fn recording(node: &Node) {
+    until(node, "it is being recorded", |jvm| jvm.archive == ArchiveSeen::Recording).await;
+    let begun = Instant::now();
+    while node.groups("record").is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "no copy is started");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recording_ends_with_the_app_and_with_the_engine() {
+    let mut node = Node::new('q').await;
+    let home = jdk(17).expect("package openjdk-17-jdk-headless is installed");
+    let image = image(&node, 17, &home).await;
+    let one = release(&node, &image, |_| {});
+    node.apply(&fleet(&node.app, 1, 1, (1, 1), &[(1, one.clone())])).await;
+    recording(&node).await;
+    // As `stead stop` leaves it: the Release is known, and nothing is to run.
+    node.apply(&fleet(&node.app, 2, 0, (1, 1), &[(1, one.clone())])).await;
+    until(&node, "it ended early", |jvm| jvm.archive == ArchiveSeen::Awaited).await;
+    nothing_is_left_of_trainings(&node).await;
+    assert_eq!(archive(&node), None);
+
+    node.apply(&fleet(&node.app, 3, 1, (1, 2), &[(1, one)])).await;
+    recording(&node).await;
+    node.engine().close().await;
+    assert!(node.groups("record").is_empty(), "a copy would go on for ever");
+    serving(&node, 2).await;
+    node.restart().await;
+    recorded(&node).await;
+    node.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_are_seen_and_the_persons_own_options_respected() {
     let node = Node::new('l').await;

@@ -12,7 +12,7 @@ use stead_core::ids::{ContainerId, Digest, Ordinal, ReleaseNo};
 use stead_core::manifest::{Jvm, JvmArchive, JvmThreads, Strategy};
 use stead_core::name::NamespaceName;
 use stead_core::time::Micros;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc, watch};
 
 use super::Shared;
 use super::spec::Order;
@@ -29,6 +29,10 @@ pub(super) use record::record;
 pub(super) struct Java {
     archives: Archives,
     wishes: mpsc::UnboundedSender<Wish>,
+    /// No archive is recorded any more.
+    closing: watch::Sender<bool>,
+    /// Held while one is recorded.
+    turn: Mutex<()>,
 }
 
 /// Asks to look whether a Release should have an archive, and to record it.
@@ -53,7 +57,14 @@ pub(super) struct Virtual {
 impl Java {
     pub(super) fn new(archives: Archives) -> (Self, mpsc::UnboundedReceiver<Wish>) {
         let (wishes, listener) = mpsc::unbounded_channel();
-        (Self { archives, wishes }, listener)
+        let (closing, turn) = (watch::Sender::new(false), Mutex::default());
+        (Self { archives, wishes, closing, turn }, listener)
+    }
+
+    /// Ends the recording of archives. When it returns no copy of an App is left.
+    pub(super) async fn close(&self) {
+        self.closing.send_replace(true);
+        let _over = self.turn.lock().await;
     }
 
     /// Removes archives that nobody will use.

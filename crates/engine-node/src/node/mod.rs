@@ -156,6 +156,12 @@ impl NodeEngine {
         Ok(engine)
     }
 
+    /// Ends what nobody would end without this engine: copies of Apps from which archives are
+    /// recorded. Apps go on.
+    pub async fn close(&self) {
+        self.shared.java.close().await;
+    }
+
     /// Removes every Sandbox, network and control group of this engine. Volumes and images
     /// stay.
     pub async fn destroy_all(&self) -> Result<(), UserError> {

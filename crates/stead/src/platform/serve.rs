@@ -53,9 +53,10 @@ pub(crate) fn run(config: Config) -> Result<()> {
         let control = Control::open(control).await.map_err(UserError::from)?;
         let (traffic, events, secrets) = (control.traffic(), control.events(), control.secrets());
         let node = node(config, control.registries());
-        let engine = NodeEngine::open(node, traffic, events, secrets).await?;
-        control.run(Arc::new(engine), shutdown).await.map_err(UserError::from)?;
-        Ok(())
+        let engine = Arc::new(NodeEngine::open(node, traffic, events, secrets).await?);
+        let ended = control.run(engine.clone(), shutdown).await;
+        engine.close().await;
+        Ok(ended.map_err(UserError::from)?)
     })
 }
 

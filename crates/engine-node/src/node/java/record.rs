@@ -38,6 +38,10 @@ pub(in crate::node) async fn record(
     mut wishes: mpsc::UnboundedReceiver<Wish>,
 ) {
     while let Some(wish) = wishes.recv().await {
+        let _turn = shared.java.turn.lock().await;
+        if *shared.java.closing.borrow() {
+            return;
+        }
         let Some(worker) = wish.worker.upgrade() else { continue };
         if let Some((training, found)) = prepare(&shared, &worker, &wish).await {
             if has_memory(&shared, &training) {
@@ -129,8 +133,13 @@ fn place(
     Ok(scratch)
 }
 
+/// The Release, for as long as it is to run: one of an App that was stopped is kept, too.
 fn release_of(worker: &Worker, revision: Revision) -> Option<ReleaseSpec> {
-    worker.model().fleet.as_ref()?.releases.get(&revision.release).cloned()
+    let model = worker.model();
+    let fleet = model.fleet.as_ref()?;
+    let mut wanted = fleet.ordinals().chain(fleet.surplus()).filter_map(|at| fleet.wanted(at));
+    let is_wanted = wanted.any(|wanted| wanted.release == revision.release);
+    fleet.releases.get(&revision.release).filter(|_| is_wanted).cloned()
 }
 
 /// Whether the machine has the memory that a training needs.
@@ -151,9 +160,11 @@ async fn attempt(
     let Virtual { key, image, .. } = found;
     // While somebody holds it, its image is not removed.
     let _held = shared.images.get(image);
+    let mut closing = shared.java.closing.subscribe();
     let unwanted = async {
-        while release_of(worker, wish.revision).is_some() {
-            tokio::time::sleep(LOOK).await;
+        while !*closing.borrow() && release_of(worker, wish.revision).is_some() {
+            // Until the next look, or until the engine is closed.
+            let _ = tokio::time::timeout(LOOK, closing.changed()).await;
         }
     };
     let trained = train::train(&shared.host, &training, unwanted).await;
@@ -177,7 +188,13 @@ async fn attempt(
         Err(why) => Err(why),
     };
     clear(&training);
-    if release_of(worker, wish.revision).is_none() {
+    if *shared.java.closing.borrow() || release_of(worker, wish.revision).is_none() {
+        worker.report(|model| match &mut model.seen.jvm {
+            Some(jvm) if jvm.archive == ArchiveSeen::Recording => {
+                jvm.archive = ArchiveSeen::Awaited;
+            }
+            _ => {}
+        });
         return;
     }
     let archive = outcome.unwrap_or_else(|why| {
