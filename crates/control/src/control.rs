@@ -207,6 +207,10 @@ impl Control {
             began: clock::now(),
             settled: tokio::sync::Notify::new(),
         });
+        // Nobody else uses the folder: the engine is ours, and one process at a time has it.
+        if let Err(error) = api::remove_unfinished(&temp_dir(&config)) {
+            tracing::warn!(%error, "archives that were not taken in are not removed");
+        }
         let (close, closing) = watch::channel(false);
         let api = Arc::new(Api {
             reconciler: Arc::clone(&reconciler),

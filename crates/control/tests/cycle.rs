@@ -484,3 +484,17 @@ async fn sidecars_have_digests_of_their_own() {
     assert_eq!(plan.plan.instances[0].way, Some(Way::Update), "the app itself goes on");
     platform.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_crash_left_of_an_archive_goes_with_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = SimMachine::new();
+    Platform::start(dir.path(), &machine).await.kill().await;
+    let temp = dir.path().join("data/tmp");
+    for name in ["import-Ab12Cd", "note"] {
+        std::fs::write(temp.join(name), "half of an archive").unwrap();
+    }
+    let _platform = Platform::start(dir.path(), &machine).await;
+    let left: Vec<_> = std::fs::read_dir(temp).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["note"]);
+}

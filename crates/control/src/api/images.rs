@@ -48,6 +48,9 @@ pub(super) async fn pulls(State(api): Handle) -> Json<Vec<PullSeen>> {
     Json(api.engine.pulls())
 }
 
+/// How the names of archives on their way in begin.
+const UNFINISHED: &str = "import-";
+
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ImportQuery {
@@ -66,14 +69,22 @@ pub(super) async fn import(
 ) -> Result<Json<ImageInfo>, Problem> {
     // Removed when this returns, however it does.
     let file =
-        tempfile::NamedTempFile::with_prefix_in("import-", &api.temp_dir).map_err(no_room)?;
+        tempfile::NamedTempFile::with_prefix_in(UNFINISHED, &api.temp_dir).map_err(no_room)?;
     receive(body, file.path()).await?;
     Ok(Json(api.engine.import(file.path().to_owned(), query.name).await?))
 }
 
+/// What is left free on the disk for those who run, in bytes; on a small disk a share of it.
+/// The image store leaves the same.
+const RESERVE: u64 = 64 << 20;
+const RESERVE_SHARE: u64 = 32;
+/// Bytes between two looks at how much is free.
+const LOOK: u64 = 8 << 20;
+
 async fn receive(body: Stream, path: &FsPath) -> Result<(), Problem> {
     let mut file = tokio::fs::OpenOptions::new().write(true).open(path).await.map_err(no_room)?;
     let mut chunks = body.into_data_stream();
+    let mut unseen = LOOK;
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| {
             UserError::new(
@@ -82,9 +93,35 @@ async fn receive(body: Stream, path: &FsPath) -> Result<(), Problem> {
                 "send it again",
             )
         })?;
+        if unseen >= LOOK {
+            has_room(path).map_err(no_room)?;
+            unseen = 0;
+        }
+        unseen += chunk.len() as u64;
         file.write_all(&chunk).await.map_err(no_room)?;
     }
     file.flush().await.map_err(no_room)?;
+    Ok(())
+}
+
+/// Whether the disk takes more until the next look.
+fn has_room(path: &FsPath) -> std::io::Result<()> {
+    let disk = rustix::fs::statvfs(path)?;
+    let (free, size) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
+    match free < LOOK + RESERVE.min(size / RESERVE_SHARE) {
+        true => Err(std::io::ErrorKind::StorageFull.into()),
+        false => Ok(()),
+    }
+}
+
+/// Removes archives that an earlier process was killed over.
+pub(crate) fn remove_unfinished(temp_dir: &FsPath) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(temp_dir)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
     Ok(())
 }
 
@@ -177,4 +214,48 @@ pub(super) fn parse_digest(text: &str) -> Result<Digest, Problem> {
     text.parse().map_err(|error: stead_core::ids::BadDigest| {
         UserError::new(Code::BadRequest, error.to_string(), "`stead image ls` shows digests").into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::process::Command;
+    use std::time::Duration;
+
+    use futures_util::stream;
+
+    use super::*;
+
+    /// A small disk, gone when dropped.
+    struct Mounted(PathBuf);
+
+    impl Mounted {
+        fn new(path: &FsPath) -> Self {
+            let mut mount = Command::new("mount");
+            mount.args(["-t", "tmpfs", "-o", "size=64m", "stead-test"]).arg(path);
+            assert!(mount.status().unwrap().success());
+            Self(path.to_owned())
+        }
+    }
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_archive_does_not_fill_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let _disk = Mounted::new(dir.path());
+        let path = dir.path().join("archive");
+        std::fs::write(&path, "").unwrap();
+        let piece = axum::body::Bytes::from(vec![7; 1 << 20]);
+        let pieces = stream::iter(vec![piece; 60]).chain(stream::pending());
+        let received = receive(Stream::from_stream(pieces.map(std::io::Result::Ok)), &path);
+        let refused = tokio::time::timeout(Duration::from_secs(20), received).await;
+        let problem = refused.expect("it is refused before the disk is full").unwrap_err();
+        assert_eq!(problem.into_response().status(), http::StatusCode::INSUFFICIENT_STORAGE);
+        assert!(std::fs::metadata(&path).unwrap().len() > 32 << 20, "what fits is taken");
+    }
 }

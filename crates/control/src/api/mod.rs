@@ -52,6 +52,7 @@ use crate::reconcile::Reconciler;
 use crate::secrets::Vault;
 use crate::store::Versioned;
 use guard::Peer;
+pub(crate) use images::remove_unfinished;
 use listen::{Local, Loopback};
 use problem::Problem;
 
