@@ -44,6 +44,7 @@ fn a_site_says_how_it_is_served_and_nothing_of_containers() {
         ("site: {fallback: ../x}", "STEAD-M011 site.fallback 3:18"),
         ("site: {fallbak: x}", "STEAD-M004 site.fallbak 3:8"),
         ("site: {headers: {ETag: x}}", "STEAD-M014 site.headers.etag 3:17"),
+        ("site: {headers: {X-Stead-Reason: x}}", "STEAD-M014 site.headers.x-stead-reason 3:17"),
         ("site: {headers: {X-A: \"a\\nb\"}}", "STEAD-M019 site.headers.x-a 3:17"),
     ] {
         assert_eq!(with(rest), [found], "{rest}");

@@ -41,6 +41,8 @@ const OURS: [&str; 19] = [
     "upgrade",
     "vary",
 ];
+/// Begins what the gateway says of itself.
+const OURS_TOO: &str = "x-stead-";
 /// Longest value of a header, in bytes, and most headers.
 const LONGEST_VALUE: usize = 8 << 10;
 const MOST_HEADERS: u32 = 64;
@@ -61,7 +63,7 @@ pub(super) fn check(manifest: &Manifest, broken: &mut Broken) {
     broken.range(path.clone(), count, 0, MOST_HEADERS);
     for (name, value) in &site.headers {
         let path = path.key(name.as_str());
-        if OURS.contains(&name.as_str()) {
+        if OURS.contains(&name.as_str()) || name.as_str().starts_with(OURS_TOO) {
             let expected = "a header that the gateway does not set itself";
             let bad = BadValue::text(Code::ManifestConflict, expected, name.as_str());
             broken.add(path, bad.hint("for Cache-Control there is site.cache"));
