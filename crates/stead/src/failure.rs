@@ -42,11 +42,17 @@ pub(crate) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
 /// The lines a person sees.
 pub(crate) fn text(error: &UserError) -> String {
     let head = painted(&format!("error[{}]", error.code), "1;31");
-    let mut out = format!("{head}: {}\n", error.message);
+    let mut out = format!("{head}: {}\n", harmless(&error.message));
     if !error.hint.is_empty() {
-        out.push_str(&format!("  {} {}\n", painted("help:", "1"), error.hint));
+        out.push_str(&format!("  {} {}\n", painted("help:", "1"), harmless(&error.hint)));
     }
     out
+}
+
+/// Without what does something to a terminal: names of a stranger's files stand in messages, and
+/// what their tools said.
+fn harmless(text: &str) -> String {
+    text.chars().filter(|&letter| matches!(letter, '\n' | '\t') || !letter.is_control()).collect()
 }
 
 /// An error of this machine that no one expected: a file, a socket.
@@ -80,6 +86,12 @@ mod tests {
             text(&error),
             "error[STEAD-I001]: image x:1 does not exist\n  help: check the tag\n"
         );
+    }
+
+    #[test]
+    fn a_message_does_nothing_to_a_terminal() {
+        let said = UserError::new(Code::PackageUnfit, "a\u{1b}]0;x\u{7} b\nc\rd", "e\u{9b}2J");
+        assert_eq!(text(&said), "error[STEAD-I010]: a]0;x b\ncd\n  help: e2J\n");
     }
 
     #[test]
