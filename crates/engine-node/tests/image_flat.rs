@@ -228,3 +228,32 @@ async fn what_it_takes_counts() {
     assert_eq!(names(&home.root().join("tmp")), [""; 0]);
     drop(store);
 }
+
+#[tokio::test]
+async fn it_costs_nobody_else_an_image() {
+    let home = Home::new();
+    let store = home.open_with(StoreOptions { quota: Some(4 << 20), ..options() });
+    let other = vec![Tar::new().file("other", vec![7; 1 << 20]).finish()];
+    let other = import(&home, &store, other).await.digest.clone();
+    let mut layers = many("one");
+    layers.push(Tar::new().file("var/lib/large", vec![7; 3 << 19]).finish());
+    let image = import(&home, &store, layers).await;
+    store.keep(std::slice::from_ref(&image.digest));
+    store.tidy().unwrap();
+    // It saves a little time, which is not worth what somebody may want to go back to.
+    assert!(store.get(&other).is_some());
+    assert_eq!(image.stack(), image.layers);
+}
+
+#[tokio::test]
+async fn holes_are_not_made_files() {
+    let home = Home::new();
+    let store = home.open();
+    let mut layers = many("one");
+    let records = [("GNU.sparse.map", b"0,0".as_slice()), ("GNU.sparse.size", b"300000000")];
+    layers.push(Tar::new().pax(&records).file("etc/holes", "").finish());
+    let image = import(&home, &store, layers).await;
+    store.tidy().unwrap();
+    // The layer takes nothing of the disk; its copy would take all it pretends to have.
+    assert_eq!(image.stack(), image.layers);
+}

@@ -27,6 +27,8 @@ use super::retar::{attribute, attributes};
 use super::unpack::{DISK_BLOCK, OVERLAY_OPAQUE, is_whiteout};
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW);
+/// Most bytes copied, holes included: it shall take hardly any room, whatever an image claims.
+const MOST_COPIED: u64 = 256 << 20;
 /// Folders whose files are copied.
 const COPIED: [&[u8]; 2] = [b"etc", b"var"];
 
@@ -42,6 +44,7 @@ pub(super) fn flatten(
         target: Beneath::open(target)?,
         room,
         bytes: 0,
+        copied: 0,
     };
     flat.take(DISK_BLOCK)?;
     // Deep trees need no deep stack. Folders are finished in reverse: filling one changes its
@@ -75,6 +78,7 @@ struct Flat<'a> {
     target: Beneath,
     room: &'a mut dyn FnMut(u64) -> Result<(), LayerError>,
     bytes: u64,
+    copied: u64,
 }
 
 /// What a name in a folder is, as far as the layers were looked through.
@@ -117,6 +121,11 @@ impl Flat<'_> {
                     let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
                     if copied && is_file {
                         let size = stat.st_size.cast_unsigned();
+                        self.copied = self.copied.saturating_add(size);
+                        if self.copied > MOST_COPIED {
+                            let reason = format!("more than {MOST_COPIED} bytes to be copied");
+                            return Err(LayerError::TooLarge(reason));
+                        }
                         self.take(size.next_multiple_of(DISK_BLOCK))?;
                         copy(part, &into, &name)?;
                     } else {

@@ -52,7 +52,7 @@ impl Inner {
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).map_err(failed())?;
         // Given back when the record says what it takes, or it is gone.
         let mut room = self.room();
-        let bytes = flatten(&image.layers, &folder, &mut |bytes| Ok(room.take(bytes)?))
+        let bytes = flatten(&image.layers, &folder, &mut |bytes| Ok(room.take_spare(bytes)?))
             .map_err(|error| ImageError::layer(&image.digest, error))?;
         let path = self.flat_path(&image.digest);
         if path.exists() {

@@ -46,6 +46,20 @@ impl Room {
         }
     }
 
+    /// Takes so many bytes more if they are there: nothing goes for them.
+    pub(super) fn take_spare(&mut self, bytes: u64) -> Result<(), ImageError> {
+        let mut state = self.inner.state();
+        let lack = self.inner.lack(&state, bytes, 0);
+        match lack.map_err(ImageError::io("room cannot be found in the image store"))? {
+            Some(lack) => Err(ImageError::NoRoom(lack)),
+            None => {
+                state.taken += bytes;
+                self.taken += bytes;
+                Ok(())
+            }
+        }
+    }
+
     /// Gives back what was written and counts for itself from now on.
     pub(in super::super) fn give_back(&mut self, bytes: u64) {
         let bytes = bytes.min(self.taken);
