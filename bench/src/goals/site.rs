@@ -74,12 +74,7 @@ pub(super) fn measure(workshop: &mut Workshop, rounds: usize) -> anyhow::Result<
         });
     }
     for server in &servers {
-        let up = (0..500).any(|_| {
-            wait_for_ok(server.address, &server.host, FILES[0].0) || {
-                std::thread::sleep(Duration::from_millis(10)); // paces a retry
-                false
-            }
-        });
+        let up = wait_for_ok(server.address, &server.host, "/");
         anyhow::ensure!(up, "{} does not serve the folder", server.name);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
