@@ -42,12 +42,21 @@ pub(super) fn install(
         (options.progress)("installing dependencies");
         let fitting = Interpreter::of_base(base);
         let requirements = match &lock.how {
-            How::File(path) => Requirements { path: path.clone(), is_complete: false, _file: None },
+            How::File(path) => {
+                // The installer has another working folder.
+                let path = std::path::absolute(path).map_err(PackError::io(path))?;
+                Requirements { path, is_complete: false, _file: None }
+            }
             How::Exactly(text) => Requirements::of(text, folder)?,
         };
         let installer = Installer::find(fitting.as_ref(), lock)?;
         let mut command = installer.command(&requirements, folder, base, fitting.as_ref());
-        tool::run(command.current_dir(root), installer.name(), installer.hint())?;
+        command.current_dir(match installer {
+            // Python looks for pip where it is started first, and nothing of the project runs.
+            Installer::Pip(_) => folder.parent().unwrap_or(Path::new("/")),
+            Installer::Uv => root,
+        });
+        tool::run(&mut command, installer.name(), installer.hint())?;
         // Nothing to install, by its markers, makes no folder.
         fs::create_dir_all(folder).map_err(PackError::io(folder))?;
         tidy(folder)?;
@@ -104,7 +113,8 @@ impl Installer {
         let usual = fitting.cloned().or_else(Interpreter::usual);
         let has_pip = |interpreter: &Interpreter| {
             let ask = ["-c", "import importlib.util as u; exit(u.find_spec('pip') is None)"];
-            tool::run(Command::new(&interpreter.program).args(ask), "python", "").is_ok()
+            let mut command = Command::new(&interpreter.program);
+            tool::run(command.current_dir("/").args(ask), "python", "").is_ok()
         };
         if let Some(interpreter) = usual.filter(has_pip) {
             return Ok(Self::Pip(interpreter.program));

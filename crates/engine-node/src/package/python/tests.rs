@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::Command;
 
 use super::*;
@@ -98,6 +99,33 @@ fn what_was_installed_runs_by_the_command_of_the_image() {
         .unwrap();
     let text = String::from_utf8_lossy(&said.stdout);
     assert!(text.contains("opt/app/python/greeting/__init__.py"), "{said:?}");
+}
+
+#[test]
+fn a_project_may_be_named_from_where_one_is() {
+    let dir = project();
+    let here = std::env::current_dir().unwrap();
+    // Deeper than here: from there, the same path leads elsewhere.
+    let deep: PathBuf = here.components().map(|_| "deep").collect();
+    let place = dir.path().join(deep);
+    fs::create_dir_all(&place).unwrap();
+    fs::rename(dir.path().join("project"), place.join("project")).unwrap();
+    let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
+    let root = up.join(place.strip_prefix("/").unwrap()).join("project");
+    assert!(root.is_relative() && root.is_dir());
+    let pack = pack(&root, &options(dir.path(), &[&local_base()])).unwrap();
+    assert_eq!(pack.layers.len(), 2);
+}
+
+#[test]
+fn a_module_of_the_project_is_not_taken_for_pip() {
+    let dir = project();
+    let root = dir.path().join("project");
+    let mark = dir.path().join("ran");
+    fs::write(root.join("pip.py"), format!("open({:?}, 'w')\n", mark.display())).unwrap();
+    let pack = pack(&root, &options(dir.path(), &[&local_base()])).unwrap();
+    assert!(!mark.exists(), "something of the project was executed");
+    assert!(pack.layers[0].listing().iter().any(|line| line.contains("greeting/__init__.py")));
 }
 
 #[test]
