@@ -209,7 +209,7 @@ impl Package {
         .await?;
         let layer = &mut self.request.layers[at];
         let bar = bar(output, &layer.what, upload.size);
-        let sent = send(client, &file, &upload, &bar).await;
+        let sent = send(client, &file, &upload, &bar, PATIENCE).await;
         bar.finish_and_clear();
         layer.upload = Some(upload);
         sent
@@ -229,11 +229,20 @@ impl Package {
 }
 
 /// Sends `file` from where the platform has it; how much of it the platform took now, in bytes.
-async fn send(client: &Client, file: &File, upload: &Upload, bar: &ProgressBar) -> Result<u64> {
+/// It gives up when the platform kept nothing more for as long as `patience`, not counting what
+/// it takes to send.
+async fn send(
+    client: &Client,
+    file: &File,
+    upload: &Upload,
+    bar: &ProgressBar,
+    patience: Duration,
+) -> Result<u64> {
     let path = format!("/uploads/{}", upload.digest);
     let query = format!("{path}?size={}", upload.size);
     let mut began = None;
-    let (mut furthest, mut since) = (0, Instant::now());
+    // How much was kept at most, and since when an attempt after that did not go well.
+    let (mut furthest, mut stuck) = (0, None::<Instant>);
     loop {
         let end = match client.get::<UploadView>(&path).await {
             Ok(view) if view.complete => Ok(view),
@@ -241,23 +250,27 @@ async fn send(client: &Client, file: &File, upload: &Upload, bar: &ProgressBar) 
                 began.get_or_insert(view.offset);
                 // The platform says what it kept; what broke off on the way is sent again.
                 if view.offset > furthest {
-                    (furthest, since) = (view.offset, Instant::now());
+                    (furthest, stuck) = (view.offset, None);
                 }
                 bar.set_position(view.offset);
                 client.append(&query, view.offset, rest(file, view.offset, bar)?).await
             }
             Err(error) => Err(error),
         };
+        let is_over = || stuck.is_some_and(|since| since.elapsed() > patience);
         match end {
             Ok(view) if view.complete => return Ok(began.map_or(0, |began| upload.size - began)),
-            Err(error) if !may_go_on(&error) || since.elapsed() > PATIENCE => return Err(error),
-            Ok(_) if since.elapsed() > PATIENCE => {
+            Err(error) if !may_go_on(&error) || is_over() => return Err(error),
+            Ok(_) if is_over() => {
                 let message = "the platform keeps nothing of what is sent";
                 return Err(
                     UserError::new(Code::Internal, message, "see the platform's log").into()
                 );
             }
-            _ => tokio::time::sleep(PACE).await,
+            _ => {
+                stuck.get_or_insert_with(Instant::now);
+                tokio::time::sleep(PACE).await;
+            }
         }
     }
 }
@@ -351,6 +364,8 @@ mod tests {
     struct Taking {
         kept: Vec<u8>,
         breaks: usize,
+        /// What each break comes after.
+        slow: Duration,
         requests: HashMap<Method, usize>,
     }
 
@@ -368,6 +383,10 @@ mod tests {
             assert_eq!(offset, locked().kept.len().to_string());
             while let Some(frame) = request.body_mut().frame().await {
                 let Ok(frame) = frame else { break };
+                let slow = locked().slow;
+                if locked().kept.len() > size / 8 && locked().breaks > 0 {
+                    tokio::time::sleep(slow).await;
+                }
                 let mut taking = locked();
                 taking.kept.extend(frame.into_data().unwrap_or_default());
                 if taking.breaks > 0 && taking.kept.len() > size / 4 {
@@ -399,12 +418,12 @@ mod tests {
         assert!(got == sent, "{} of {} bytes", got.len(), sent.len());
     }
 
-    #[tokio::test]
-    async fn an_upload_goes_on_where_it_broke_off() {
+    /// Sends to a platform like this one; what it has then, and how it went.
+    async fn sent_to(taking: Taking, patience: Duration) -> (Vec<u8>, Taking, Result<u64>) {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
         let listener = UnixListener::bind(&socket).unwrap();
-        let taking = Arc::new(Mutex::new(Taking { breaks: 3, ..Taking::default() }));
+        let taking = Arc::new(Mutex::new(taking));
         let served = Arc::clone(&taking);
         tokio::spawn(async move {
             loop {
@@ -423,12 +442,28 @@ mod tests {
         file.write_all(&bytes).unwrap();
         let upload = Upload { digest: Digest::from_sha256([1; 32]), size: bytes.len() as u64 };
         let client = Client::new(Endpoint::Unix(socket), None);
-        let sent = send(&client, &file, &upload, &ProgressBar::hidden()).await.unwrap();
-        assert_eq!(sent, upload.size);
-        let taking = taking.lock().unwrap();
+        let sent = send(&client, &file, &upload, &ProgressBar::hidden(), patience).await;
+        let taking = std::mem::take(&mut *taking.lock().unwrap());
+        (bytes, taking, sent)
+    }
+
+    #[tokio::test]
+    async fn an_upload_goes_on_where_it_broke_off() {
+        let breaking = Taking { breaks: 3, ..Taking::default() };
+        let (bytes, taking, sent) = sent_to(breaking, PATIENCE).await;
+        assert_eq!(sent.unwrap(), bytes.len() as u64);
         assert!(taking.kept == bytes);
         assert_eq!(taking.breaks, 0);
         assert_eq!(taking.requests[&Method::PATCH], 4);
+    }
+
+    #[tokio::test]
+    async fn what_takes_longer_than_patience_lasts_may_break_off_too() {
+        let patience = Duration::from_millis(50);
+        let slow = Taking { breaks: 1, slow: 4 * patience, ..Taking::default() };
+        let (bytes, taking, sent) = sent_to(slow, patience).await;
+        assert_eq!(sent.unwrap(), bytes.len() as u64);
+        assert!(taking.kept == bytes);
     }
 
     #[tokio::test]
