@@ -388,3 +388,24 @@ async fn an_upload_that_came_too_late_does_not_stay() {
         assert_eq!(names(&home.root().join("uploads")), [""; 0]);
     }
 }
+
+#[tokio::test]
+async fn what_is_composed_is_safe_when_that_is_said() {
+    let home = Home::new();
+    let store = home.open();
+    // Many: one alone may be synced in time by chance.
+    for n in 0..50 {
+        let layers = [n, n + 1000].map(|n| Tar::new().file("n", n.to_string()).finish());
+        let case = Case { layers, ..Case::new() };
+        let plain = case.layers.each_ref().map(Vec::as_slice);
+        for bytes in plain {
+            upload(&store, bytes).await.unwrap();
+        }
+        let made = store.compose(&case.request(plain.map(Some)), None, &()).await.unwrap();
+        let Made::Image(image) = made else { panic!("all is here") };
+        let record = home.root().join("images").join(format!("{}.json", image.digest.hex()));
+        let record: serde_json::Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
+        // Nobody could fetch it again: its uploads are gone.
+        assert_eq!(record["boot"], serde_json::Value::Null, "image {n}");
+    }
+}

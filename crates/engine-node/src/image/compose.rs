@@ -2,7 +2,7 @@
 //!
 //! Promises: the same base, layers and config make the same image, byte for byte, however the
 //! layers were compressed on their way; a layer that is here is not asked for; what makes the
-//! image complete is what makes a pulled one complete. Does not know what the layers hold, nor
+//! image complete is what makes a pulled one complete, and it is safely on the disk besides. Does not know what the layers hold, nor
 //! how a base came to be.
 //!
 //! The manifest names the layers of the base as the base does and its own as plain archives.
@@ -64,6 +64,7 @@ impl ImageStore {
         let uploads =
             || request.layers.iter().filter_map(|l| Some((&l.diff_id, l.upload.as_ref()?)));
         if let Some(image) = inner.touch(&digest, Some(&name))? {
+            inner.safe(&digest).await;
             // Somebody else sent the same, and was faster.
             uploads().for_each(|(_, upload)| inner.drop_upload(&upload.digest));
             return Ok(Made::Image(image));
@@ -73,6 +74,8 @@ impl ImageStore {
         let local = Local::composed(&inner.uploads(), documents, stored)?;
         let pull = Pull { inner, origin: Origin::Local(Arc::new(local)), progress };
         let made = pull.run(&request.name, &digest, Some(&name)).await;
+        // Unlike a pulled one it can be fetched from nowhere, once its uploads are gone.
+        inner.safe(&digest).await;
         let used = match &made {
             Ok(_) => uploads().map(|(_, upload)| upload.digest.clone()).collect(),
             // What is damaged is of no use to a next try: it was never what it was called, or

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -209,32 +210,68 @@ impl Inner {
         state.images.insert(digest.clone(), (record, Arc::clone(&image)));
         self.name(&mut state, digest, name)?;
         drop(state);
-        self.settle(digest.clone());
+        self.settle_soon();
         Ok(image)
     }
 
-    /// Syncs what an image is made of, then says so in its record.
-    fn settle(self: &Arc<Self>, digest: Digest) {
+    /// Settles in the background.
+    fn settle_soon(self: &Arc<Self>) {
         let (inner, unsettled) = (Arc::clone(self), Arc::clone(&self.unsettled));
         unsettled.send_modify(|count| *count += 1);
         tokio::task::spawn_blocking(move || {
-            let settled = File::open(&inner.root)
-                .and_then(|root| Ok(syncfs(root)?))
-                .map_err(ImageError::io("image store cannot be synced"))
-                .and_then(|()| match inner.state().images.get_mut(&digest) {
-                    Some((record, _)) => {
-                        record.boot = None;
-                        inner.write_record(record)
-                    }
-                    None => Ok(()),
-                });
-            if let Err(error) = settled {
-                tracing::warn!(%error, %digest, "image may have to be pulled again after a crash of the machine");
+            if let Err(error) = inner.settle() {
+                tracing::warn!(%error, "images may be lost in a crash of the machine");
             }
             // First: who waits may want to open the store again.
             drop(inner);
             unsettled.send_modify(|count| *count -= 1);
         });
+    }
+
+    /// Syncs what images are made of, then says so in their records, and syncs those. Blocks.
+    pub(super) fn settle(&self) -> Result<(), ImageError> {
+        let failed = || ImageError::io("image store cannot be synced");
+        let unsettled = |(record, _): &&(Record, Arc<Image>)| record.boot.is_some();
+        let due: Vec<Digest> = {
+            let state = self.state();
+            state
+                .images
+                .values()
+                .filter(unsettled)
+                .map(|(record, _)| record.digest.clone())
+                .collect()
+        };
+        if due.is_empty() {
+            return Ok(());
+        }
+        File::open(&self.root).and_then(|root| Ok(syncfs(root)?)).map_err(failed())?;
+        for digest in due {
+            {
+                let mut state = self.state();
+                let Some((record, _)) = state.images.get_mut(&digest) else { continue };
+                let settled = Record { boot: None, ..record.clone() };
+                self.write_record(&settled)?;
+                *record = settled;
+            }
+            match File::open(self.record_path(&digest)) {
+                // Removed in the meantime.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                record => record.and_then(|record| record.sync_all()).map_err(failed())?,
+            }
+        }
+        let records = File::open(self.root.join("images"));
+        records.and_then(|records| records.sync_all()).map_err(failed())
+    }
+
+    /// Waits until an image is safely on the disk, or was not made so, which is logged: tidying
+    /// tries again.
+    pub(in super::super) async fn safe(&self, digest: &Digest) {
+        let is_safe = || {
+            let state = self.state();
+            state.images.get(digest).is_none_or(|(record, _)| record.boot.is_none())
+        };
+        // The sender lives as long as the store.
+        let _ = self.unsettled.subscribe().wait_for(|count| *count == 0 || is_safe()).await;
     }
 
     pub(super) fn write_record(&self, record: &Record) -> Result<(), ImageError> {

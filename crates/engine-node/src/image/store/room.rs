@@ -83,14 +83,15 @@ impl ImageStore {
         self.inner.state().kept = Some(needed.iter().cloned().collect());
     }
 
-    /// Removes what a crash left behind, makes one folder of many layers and, where the store
-    /// holds more than it may, removes what nobody needs. Blocks.
+    /// Removes what a crash left behind, syncs what one kept from it, makes one folder of many
+    /// layers and, where the store holds more than it may, removes what nobody needs. Blocks.
     ///
     /// # Errors
     /// When the disk fails. That it holds too much in spite of all is none.
     pub fn tidy(&self) -> Result<(), ImageError> {
         self.expire_uploads()?;
         self.inner.remove_strays()?;
+        self.inner.settle()?;
         self.inner.make_flats();
         match self.inner.make_room(0, false) {
             Err(ImageError::NoRoom(why)) => {
