@@ -248,6 +248,9 @@ pub(super) fn read(root: &Path, name: impl AsRef<Path>) -> Result<Option<String>
     let path = root.join(name);
     match fs::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(PackError::unfit(&path, "it is no text in UTF-8", "write it anew in UTF-8"))
+        }
         read => read.map(Some).map_err(PackError::io(&path)),
     }
 }
@@ -321,6 +324,9 @@ mod tests {
         fs::write(dir.path().join(IGNORE_FILE), "a\nb[z-a]\n").unwrap();
         let error = walk(dir.path()).unwrap_err();
         assert!(error.to_string().contains("line 2"), "{error}");
+        fs::write(dir.path().join(IGNORE_FILE), b"\xff\xfe").unwrap();
+        let error = walk(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("UTF-8"), "{error}");
     }
 
     #[test]

@@ -85,9 +85,10 @@ pub(super) fn pack(root: &Path, options: &PackOptions) -> Result<Pack, PackError
     }
     let start = Start::find(root, &project, installed.as_deref(), options.told_port())?;
     notes.push(format!("starts as `{}`, says {}", start.command.join(" "), start.says));
+    let mut found = ignore::walk(root)?;
+    notes.extend(start.check(root, &found)?);
     notes.extend(start.note);
     let mut tree = Tree::new();
-    let mut found = ignore::walk(root)?;
     // Whatever `.steadignore` takes back: byte code of this machine looks at times.
     found.retain(|found| !found.path.iter().any(|part| part == "__pycache__"));
     notes.extend(ignore::left_out(root, &found));

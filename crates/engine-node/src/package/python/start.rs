@@ -4,12 +4,13 @@
 //! are started by the interpreter, without a shell and whatever their first line names.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use super::project::Project;
 use super::{AS_NODE, DEPENDENCIES};
 use crate::package::error::PackError;
-use crate::package::{ignore, node, words};
+use crate::package::ignore::{self, Found, Kind};
+use crate::package::{node, words};
 
 /// The interpreter of the base.
 const PYTHON: &str = "python3";
@@ -66,6 +67,44 @@ impl Start {
                     false => HINT.to_owned(),
                 };
                 Err(PackError::unfit(root, "nothing says how it is started", hint))
+            }
+        }
+    }
+}
+
+impl Start {
+    /// Makes sure that what it starts is among what is packed of the project at `root`. Gives
+    /// what a person should know where only the base can tell.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub(super) fn check(&self, root: &Path, found: &[Found]) -> Result<Option<String>, PackError> {
+        let file = match self.command.as_slice() {
+            [program, file, ..] if program == PYTHON && !file.starts_with('-') => file,
+            [program, ..] if program == PYTHON => return Ok(None),
+            [program, ..] if !program.contains('/') => {
+                return Ok(Some(format!(
+                    "{program} is no program of its dependencies: the base must have it"
+                )));
+            }
+            [program, ..] => program,
+            [] => return Ok(None),
+        };
+        let path = Path::new(file);
+        if path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
+            return Ok(None);
+        }
+        let path: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
+        let is_there = found.iter().any(|found| match found.kind {
+            Kind::File { .. } => found.path.starts_with(&path),
+            Kind::Link { .. } => path.starts_with(&found.path),
+        });
+        match is_there {
+            true => Ok(None),
+            false => {
+                let reason = format!("{file}, which starts it, is not there or left out");
+                let hint = "correct the Procfile, or do not name it in .steadignore";
+                Err(PackError::unfit(root, reason, hint))
             }
         }
     }
@@ -167,6 +206,30 @@ mod tests {
         assert_eq!(start.command[3..], ["--port", "5000"]);
         let own = project("it = 'it:main'\nload = 'it:load'");
         assert!(find(&[("pyproject.toml", &own)]).unwrap().command[2].contains("import main"));
+    }
+
+    #[test]
+    fn what_is_started_is_packed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("bin")).unwrap();
+        for file in ["app.py", "bin/run", "Procfile", ".steadignore"] {
+            fs::write(dir.path().join(file), "").unwrap();
+        }
+        std::os::unix::fs::symlink("bin", dir.path().join("link")).unwrap();
+        let check = |line: &str| {
+            fs::write(dir.path().join("Procfile"), format!("web: {line}\n")).unwrap();
+            let start = Start::find(dir.path(), &Project::default(), None, 80).unwrap();
+            start.check(dir.path(), &ignore::walk(dir.path()).unwrap())
+        };
+        for there in ["python app.py", "python -m app", "./bin/run x", "link/run", "python ."] {
+            assert_eq!(check(there).unwrap(), None, "{there}");
+        }
+        for gone in ["python gone.py", "./run", "bin/gone"] {
+            assert!(check(gone).unwrap_err().to_string().contains("not there"), "{gone}");
+        }
+        assert!(check("gunicorn app:app").unwrap().unwrap().contains("base must have it"));
+        fs::write(dir.path().join(".steadignore"), "*.py\n").unwrap();
+        assert!(check("python app.py").unwrap_err().to_string().contains("left out"));
     }
 
     #[test]
