@@ -75,8 +75,8 @@ pub(super) async fn import(
 }
 
 /// What is left free on the disk for those who run, in bytes; on a small disk a share of it.
-/// The image store leaves the same.
-const RESERVE: u64 = 64 << 20;
+/// Half of what the image store leaves: it may have filled the disk up to there.
+const RESERVE: u64 = 32 << 20;
 const RESERVE_SHARE: u64 = 32;
 /// Bytes between two looks at how much is free.
 const LOOK: u64 = 8 << 20;
