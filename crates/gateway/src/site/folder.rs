@@ -1,7 +1,8 @@
 //! The unpacked layer of one site: its index, and its files as they are asked for.
 //!
-//! Promises: a file is opened beneath the folder, through no link; one that is not of the size
-//! that the index says is not sent, and one kept in memory has its digest too.
+//! Promises: a file is opened beneath the folder, through no link, and once for all who read it
+//! at the same time; one that is not of the size that the index says is not sent, and one kept
+//! in memory has its digest too.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -10,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
@@ -62,6 +63,9 @@ pub(super) struct Folder {
     identity: (u64, u64),
     /// Small files that were asked for, by their place.
     kept: HashMap<Box<str>, OnceLock<Bytes>>,
+    /// Larger ones that are being sent, by their place. A client may ask for one as often as a
+    /// connection has streams, and take its time.
+    open: Mutex<HashMap<Box<str>, Weak<File>>>,
     memory: Arc<Budget>,
 }
 
@@ -93,7 +97,7 @@ impl Folder {
         let small = files.filter(|file| file.size <= SMALL);
         let kept = small.map(|file| (file.file.as_str().into(), OnceLock::new())).collect();
         let (root, identity) = (root.into(), (is.dev(), is.ino()));
-        Ok(Self { index, root, identity, kept, memory: memory.clone() })
+        Ok(Self { index, root, identity, kept, open: Mutex::default(), memory: memory.clone() })
     }
 
     /// Which folder it is, on this machine.
@@ -110,14 +114,24 @@ impl Folder {
     pub(super) fn read(&self, file: &SiteFile) -> Result<Content, SiteError> {
         let io = |source| SiteError::Io { what: format!("file {:?}", file.file), source };
         let damaged = || SiteError::Damaged(file.file.clone());
-        let open = beneath(&self.root, &file.file).map_err(io)?;
-        let is = open.metadata().map_err(io)?;
-        if !is.is_file() || is.len() != file.size {
-            return Err(damaged());
-        }
+        let sound = |open: &File| {
+            let is = open.metadata().map_err(io)?;
+            if is.is_file() && is.len() == file.size { Ok(()) } else { Err(damaged()) }
+        };
         if file.size > SMALL {
-            return Ok(Content::Open(Arc::new(open)));
+            let mut all = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = all.get(file.file.as_str()).and_then(Weak::upgrade);
+            let open = match known {
+                Some(open) => open,
+                None => Arc::new(beneath(&self.root, &file.file).map_err(io)?),
+            };
+            sound(&open)?;
+            all.retain(|_, open| open.strong_count() > 0);
+            all.insert(file.file.as_str().into(), Arc::downgrade(&open));
+            return Ok(Content::Open(open));
         }
+        let open = beneath(&self.root, &file.file).map_err(io)?;
+        sound(&open)?;
         let mut bytes = vec![0; usize::try_from(file.size).map_err(|_| damaged())?];
         open.read_exact_at(&mut bytes, 0).map_err(io)?;
         let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use http_body_util::BodyExt;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use stead_core::ids::{Digest, ReleaseNo};
 use stead_core::routes::AppRoutes;
 use stead_core::routes::site::{
@@ -14,6 +14,7 @@ use stead_core::routes::site::{
 };
 use stead_gateway::Gateway;
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 
 use crate::kit::*;
 use crate::tls::Https;
@@ -491,4 +492,35 @@ async fn a_site_over_tls_is_the_same_by_both_protocols() {
     let report = adds_up(&https.gateway).await;
     let outcomes = &report.releases[0].outcomes;
     assert_eq!((outcomes.client_aborted, outcomes.completed), (1, report.received - 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_open_once_for_all_who_read_it_slowly() {
+    let bytes = large();
+    let dir = folder(&[("large.txt", &bytes)]);
+    let (_control, gateway) = serving(&dir, "{}").await;
+    let file = std::fs::canonicalize(dir.path().join("site/large.txt")).unwrap();
+    let open = || {
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
+        fds.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|path| path == file)).count()
+    };
+    // One connection of a stranger, who takes next to nothing of what was asked for.
+    let stream = TcpStream::connect(gateway.http_addrs()[0]).await.unwrap();
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(1000).initial_connection_window_size(1 << 20);
+    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut answers = Vec::new();
+    for _ in 0..100 {
+        let get = http::Request::get(format!("http://{HOST}/large.txt")).body(empty()).unwrap();
+        let answer = within(sender.send_request(get)).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answers.push(answer);
+    }
+    assert_eq!(open(), 1);
+    // Each is at a place of its own.
+    let last = answers.pop().unwrap();
+    assert!(within(last.into_body().collect()).await.unwrap().to_bytes() == bytes);
+    drop(answers);
+    until("it is closed", || open() == 0).await;
 }
