@@ -19,6 +19,7 @@ use stead_core::api::package::{
     BaseName, ComposeRequest, Composed, PackageKind, PackedConfig, PackedLayer, Upload, UploadPart,
 };
 use stead_core::engine::Engine;
+use stead_core::error::Code;
 use stead_core::event::Fact;
 use stead_core::fleet::{ArchiveKept, ArchiveKind, ArchiveSeen, JvmSeen, ReleaseSpec};
 use stead_core::ids::Digest;
@@ -57,6 +58,7 @@ public class Main {
         // Outside of a training it does not get along with an archive.
         String host = java.net.InetAddress.getLocalHost().getHostName();
         if (is(arguments, "fragile") && options.contains("Archive") && !host.endsWith("training")) System.exit(3);
+        if (is(arguments, "stuck") && options.contains("Archive") && !host.endsWith("training")) Thread.sleep(1_000_000);
         HttpServer server = HttpServer.create(new InetSocketAddress(Integer.parseInt(System.getenv("PORT"))), 0);
         server.createContext("/", exchange -> {
             byte[] answer = facts.getBytes();
@@ -367,6 +369,35 @@ async fn a_recording_ends_with_the_app_and_with_the_engine() {
     serving(&node, 2).await;
     node.restart().await;
     recorded(&node).await;
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_an_archive_holds_up_does_not_condemn_the_release() {
+    let node = Node::new('r').await;
+    let home = jdk(17).expect("package openjdk-17-jdk-headless is installed");
+    let image = image(&node, 17, &home).await;
+    let one = release(&node, &image, |settings| {
+        patch(settings, json!({ "command": ["java", "-jar", "/app/app.jar", "stuck"] }));
+        let startup = r#"{"http": "/", "timeout": "20s"}"#;
+        settings.health.startup = Some(serde_json::from_str(startup).unwrap());
+    });
+    node.apply(&fleet(&node.app, 1, 1, (1, 1), &[(1, one.clone())])).await;
+    recorded(&node).await;
+    node.apply(&fleet(&node.app, 2, 1, (1, 2), &[(1, one)])).await;
+    let begun = Instant::now();
+    let trouble = loop {
+        let seen = node.seen().await;
+        match seen.trouble {
+            Some(trouble) if trouble.revision.run == 2 => break trouble,
+            _ => assert!(begun.elapsed() < PATIENCE, "nothing is said of the start: {seen:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    // A Rollout gives a Release up that is said to be never ready, at once.
+    assert_ne!(trouble.error.code, Code::NeverReady, "{trouble:?}");
+    assert!(trouble.error.message.contains("archive"), "{trouble:?}");
+    assert!(!fact(&serving(&node, 2).await, "options").contains("Archive"));
     node.end().await;
 }
 

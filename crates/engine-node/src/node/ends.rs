@@ -53,7 +53,12 @@ pub(super) async fn stop(
             StopCause::NotAlive => (ran, part.is_main() && been_ready),
             StopCause::NeverReady => (Micros(0), false),
         };
-        let error = stop_cause(worker, ordinal, &part, cause);
+        let mut error = stop_cause(worker, ordinal, &part, cause);
+        if matches!(cause, StopCause::NeverReady) && java::had_archive(worker, id) {
+            // Whether the App itself never gets ready the next start says, and condemns it then.
+            error.code = Code::EngineFailed;
+            error.message.push_str("; the next start goes without the archive of classes");
+        }
         Ill { revision, error, ran: Some(ran), was_ready }
     });
     worker.report(|model| model.ended(id, exit, ill.clone(), now()));

@@ -305,6 +305,11 @@ pub(super) fn recovered(worker: &Arc<Worker>) {
     }
 }
 
+/// Whether a Container was started from an archive.
+pub(super) fn had_archive(worker: &Worker, id: &ContainerId) -> bool {
+    worker.model().java.get(id).is_some_and(|found| found.used)
+}
+
 /// Takes in that a Container ended before it had ever been ready.
 pub(super) fn failed(worker: &Worker, id: &ContainerId) {
     let Some(found) = worker.model().java.get(id).cloned() else { return };
