@@ -5,6 +5,8 @@
 
 use std::env::consts::ARCH;
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -59,10 +61,7 @@ pub(super) fn install(
     let key = hash::digest_of(about);
     let folder = Kept::open(&options.cache, "node")?.get(key.hex(), |folder| {
         (options.progress)("installing dependencies");
-        let write = |name: &str, text: &str| {
-            let path = folder.join(name);
-            fs::write(&path, text).map_err(PackError::io(&path))
-        };
+        let write = |name: &str, text: &str| write(&folder.join(name), text);
         fs::create_dir_all(folder.join(super::MODULES)).map_err(PackError::io(folder))?;
         write(FILE, &manifest)?;
         write(lock.file, &lock.normal)?;
@@ -80,6 +79,13 @@ pub(super) fn install(
         Ok(())
     })?;
     Ok(Some(folder))
+}
+
+/// Writes a file that nobody else may read: npm's configuration may hold a token, and stays here
+/// when a person gives up while npm runs.
+fn write(path: &Path, text: &str) -> Result<(), PackError> {
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(PackError::io(path))
 }
 
 /// npm's lock file.
@@ -136,5 +142,21 @@ impl Lock {
         };
         let place = packages.iter().find(|(_, package)| is_built(package))?.0;
         place.rsplit("node_modules/").next()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn nobody_else_reads_what_npm_is_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(SETTINGS);
+        write(&path, "token").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "token");
     }
 }
