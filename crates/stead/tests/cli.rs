@@ -5,7 +5,8 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// Runs `stead` in a folder where no platform is.
 fn stead(dir: &Path, args: &[&str]) -> Output {
@@ -232,5 +233,41 @@ fn the_exit_code_is_the_kind_of_the_platform_s_error() {
         let request = request.join().unwrap();
         assert!(request.starts_with("GET /api/v1/namespaces/team/apps/web HTTP/1.1"), "{request}");
         assert!(request.contains("authorization: Bearer t0"), "{request}");
+    }
+}
+
+/// A process, killed when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_gateway_opens_as_many_files_as_it_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut limited = Command::new("prlimit");
+    limited.args(["--nofile=256:4096", env!("CARGO_BIN_EXE_stead"), "gateway"]);
+    for folder in ["data", "run"] {
+        std::fs::create_dir(dir.path().join(folder)).unwrap();
+        limited.arg(format!("--{folder}-dir")).arg(dir.path().join(folder));
+    }
+    limited.args(["--http", "127.0.0.1:0"]).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut gateway = Running(limited.spawn().unwrap());
+    let path = format!("/proc/{}/limits", gateway.0.id());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let limits = std::fs::read_to_string(&path).unwrap_or_default();
+        let open = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+        let values: Vec<&str> = open.unwrap_or_default().split_whitespace().take(2).collect();
+        if values == ["4096", "4096"] {
+            return;
+        }
+        assert!(gateway.0.try_wait().unwrap().is_none(), "it goes on");
+        assert!(Instant::now() < deadline, "{values:?}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

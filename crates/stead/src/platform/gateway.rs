@@ -31,6 +31,7 @@ pub(crate) struct Addresses {
 pub(crate) fn run(layout: &Layout, addresses: Addresses) -> Result<()> {
     role::leave_session(c"stead-gateway");
     log_to_stderr();
+    role::open_many_files();
     let config = config(layout, addresses)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdout};
 use tokio::time::Instant;
@@ -37,6 +38,17 @@ pub(super) fn leave_session(name: &std::ffi::CStr) {
     let _ = rustix::process::setsid();
     // The name in process lists would otherwise be `exe`.
     let _ = rustix::thread::set_name(name);
+}
+
+/// Lets this process open as many files as it may. What starts us often says 1024, which is not
+/// even so many connections. Not for a role that starts others: Containers would have it from
+/// it, and some programs close all they could have open, one by one.
+pub(super) fn open_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        tracing::warn!(%error, at_most = limit.current, "no more files may be open");
+    }
 }
 
 /// A child that shall always run.
