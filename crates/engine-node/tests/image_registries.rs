@@ -611,6 +611,7 @@ async fn documents_that_make_no_sense_are_refused() {
         ),
         (manifest(&config, vec![with_type("text/plain")]), "not supported"),
         (manifest(&config, vec![layer.clone(); 501]), "more than 500"),
+        (manifest(&config, vec![]), "no layers"),
         (serde_json::json!({"schemaVersion": 2, "manifests": []}), "no variant"),
     ] {
         let image = TestImage { manifest: document.to_string().into_bytes(), ..good.clone() };

@@ -189,6 +189,9 @@ impl Manifest {
         if self.config.size > MAX_CONFIG {
             return bad(format!("its config has more than {MAX_CONFIG} bytes"));
         }
+        if self.layers.is_empty() {
+            return bad("it has no layers, so there is nothing to run".into());
+        }
         if self.layers.len() > MAX_LAYERS {
             return bad(format!("it has more than {MAX_LAYERS} layers"));
         }
