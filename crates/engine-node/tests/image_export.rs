@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
-use image_support::{Home, Layer, Tar, TestImage, digest};
+use image_support::{Home, Layer, Tar, TestImage, digest, large};
 use stead_core::api::package::ArchiveFormat;
 use stead_core::error::Code;
 use stead_core::ids::Digest;
@@ -189,4 +190,31 @@ async fn an_image_that_is_read_is_held() {
     assert!(store.prune(&Default::default(), None).unwrap().images.is_empty());
     let pieces: Vec<_> = stream.try_collect().await.unwrap();
     assert!(pieces.concat().len() > 8 << 20);
+}
+
+#[tokio::test]
+async fn who_reads_nothing_keeps_no_more_than_a_few_threads() {
+    let home = Home::new();
+    let store = home.open();
+    // More than may wait to be read.
+    let large = large(4 << 20);
+    large.write_layout(&home.path("layout"));
+    store.import(&home.path("layout"), None, &()).await.unwrap();
+    let export = || store.export(&large.digest(), ArchiveFormat::Oci);
+    let mut idle: Vec<_> = (0..8).map(|_| export().unwrap()).collect();
+    let refused = export().err().unwrap();
+    assert_eq!(refused.code(), Code::Conflict, "{refused}");
+    idle.pop();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let next = loop {
+        match export() {
+            Ok(next) => break next,
+            Err(_) => assert!(Instant::now() < deadline, "one has ended"),
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    assert!(
+        next.try_fold(0, |sum, piece| async move { Ok(sum + piece.len()) }).await.unwrap()
+            > 4 << 20
+    );
 }

@@ -203,6 +203,12 @@ pub enum ImageError {
         /// Its digest.
         digest: Digest,
     },
+    /// As many images as may be on their way out are.
+    #[error("{limit} images are being given out already")]
+    ExportsBusy {
+        /// How many may be.
+        limit: usize,
+    },
     /// The sender broke off.
     #[error("upload broke off after {arrived} bytes, which are kept: {reason}")]
     UploadBroken {
@@ -397,7 +403,9 @@ impl ImageError {
             },
             Self::NotAnImage { .. } => Code::NotAnImage,
             Self::DiskFull | Self::NoRoom(_) => Code::DiskFull,
-            Self::UploadOffset { .. } | Self::UploadBusy { .. } => Code::Conflict,
+            Self::UploadOffset { .. } | Self::UploadBusy { .. } | Self::ExportsBusy { .. } => {
+                Code::Conflict
+            }
             Self::NotHere { .. } => Code::NotFound,
             Self::UploadBroken { .. } => Code::BadRequest,
             Self::UploadTooLarge { .. } => Code::ImageRefused,
@@ -467,6 +475,7 @@ impl ImageError {
             }
             Self::UploadOffset { .. } => "Ask how much is here, and go on from there.",
             Self::UploadBusy { .. } => "Wait until that ends; then nothing is left to send.",
+            Self::ExportsBusy { .. } => "Wait until one of them is through.",
             Self::UploadBroken { .. } => "Send it again: it goes on where it broke off.",
             Self::UploadTooLarge { .. } => "Make the package smaller, or push it as an image.",
             Self::NotHere { .. } => "`stead image ls` lists those that are.",

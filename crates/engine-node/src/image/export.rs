@@ -23,7 +23,7 @@ use super::error::ImageError;
 use super::manifest::{Manifest, Platform};
 use super::reference::Reference;
 use super::retar;
-use super::store::{Image, ImageStore};
+use super::store::{EXPORTS, Image, ImageStore};
 use crate::hash::Hashing;
 use crate::pieces;
 
@@ -31,14 +31,18 @@ impl ImageStore {
     /// The image as one archive, under the names it has. It is held until the stream ends.
     ///
     /// # Errors
-    /// When it is not here. That a layer cannot be read ends the stream with the error.
+    /// When it is not here, or too many are on their way already. That a layer cannot be read
+    /// ends the stream with the error.
     pub fn export(&self, digest: &Digest, format: ArchiveFormat) -> Result<ByteStream, ImageError> {
         let image =
             self.get(digest).ok_or_else(|| ImageError::NotHere { digest: digest.clone() })?;
+        let turn = Arc::clone(&self.inner.exports).try_acquire_owned();
+        let turn = turn.map_err(|_| ImageError::ExportsBusy { limit: EXPORTS })?;
         let names = self.list().into_iter().find(|found| found.digest == *digest);
         let names = names.map(|found| found.names).unwrap_or_default();
         let platform = self.inner.options.platform.clone();
         Ok(Box::pin(pieces::stream(move |out| {
+            let _turn = turn;
             Layers::of(&image)?.write(&image, &platform, format, &names, out)
         })))
     }

@@ -38,7 +38,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use stead_core::ids::Digest;
 use stead_core::time::Time;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 pub use self::prune::Pruned;
 pub(super) use self::record::LayerRecord;
@@ -54,6 +54,9 @@ use super::unpack::{Limits, Summary};
 
 /// How long another process may take to let go of a store.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Images on their way out at the same time. Each keeps a thread for as long as its reader takes.
+pub(super) const EXPORTS: usize = 8;
 
 /// How an [`ImageStore`] works.
 #[derive(Debug, Clone)]
@@ -141,6 +144,8 @@ pub(super) struct Inner {
     state: Mutex<State>,
     /// Records not yet synced.
     unsettled: Arc<watch::Sender<usize>>,
+    /// Each image on its way out has one of [`EXPORTS`].
+    pub(super) exports: Arc<Semaphore>,
     _lock: File,
 }
 
@@ -216,6 +221,7 @@ impl ImageStore {
             boot: boot.trim().to_owned(),
             state: Mutex::default(),
             unsettled: Arc::new(watch::Sender::new(0)),
+            exports: Arc::new(Semaphore::new(EXPORTS)),
             _lock: lock,
         });
         inner.load()?;
