@@ -82,9 +82,11 @@ pub(super) fn pack(path: &Path, options: &PackOptions) -> Result<Pack, PackError
         tree.add(library.path, node)?;
     }
     layers.push(Layer::new(if count > 0 { "libraries" } else { "system" }, tree));
+    let mut left_out = None;
     if is_folder {
         let mut tree = Tree::new();
         let mut found = ignore::walk(path)?;
+        left_out = ignore::left_out(path, &found);
         found.retain(|found| Path::new(&name) != found.path);
         ignore::add(&mut tree, FOLDER, path, &found)?;
         if !tree.is_empty() {
@@ -99,6 +101,12 @@ pub(super) fn pack(path: &Path, options: &PackOptions) -> Result<Pack, PackError
     let place = place
         .to_str()
         .ok_or_else(|| PackError::unfit(&program, "its name is not UTF-8", "rename it"))?;
+    let linked = match elf.interpreter {
+        Some(_) => {
+            format!("{} is linked dynamically: its libraries come along", program.display())
+        }
+        None => format!("{} is linked statically", program.display()),
+    };
     Ok(Pack {
         kind: PackageKind::Program,
         base: None,
@@ -107,12 +115,7 @@ pub(super) fn pack(path: &Path, options: &PackOptions) -> Result<Pack, PackError
             user: format!("{NONROOT}:{NONROOT}"),
             ..options.config(vec![place.to_owned()], FOLDER, BTreeMap::new())
         },
-        notes: vec![match elf.interpreter {
-            Some(_) => {
-                format!("{} is linked dynamically: its libraries come along", program.display())
-            }
-            None => format!("{} is linked statically", program.display()),
-        }],
+        notes: std::iter::once(linked).chain(left_out).collect(),
     })
 }
 
@@ -244,6 +247,7 @@ mod tests {
         let dist = dir.path().join("dist");
         fs::create_dir_all(dist.join("templates")).unwrap();
         fs::write(dist.join("templates/a.html"), "a").unwrap();
+        fs::write(dist.join(".env.live"), "KEY=secret").unwrap();
         assert!(!is_folder(&dist));
         fs::copy(std::env::current_exe().unwrap(), dist.join("dist")).unwrap();
         assert!(is_folder(&dist));
@@ -252,6 +256,7 @@ mod tests {
         let whats: Vec<&str> = pack.layers.iter().map(|layer| layer.what.as_str()).collect();
         assert_eq!(whats, ["libraries", "files", "program"]);
         assert!(pack.layers[1].listing().contains(&"app/templates/a.html 644 a".to_owned()));
+        assert!(pack.notes.iter().any(|note| note.contains(".env.live")), "{:?}", pack.notes);
         // Which of two is meant nobody can know.
         fs::write(dist.join("server"), header(2, 62, 2)).unwrap();
         assert!(!is_folder(&dist));
