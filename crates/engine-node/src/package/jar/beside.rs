@@ -13,8 +13,8 @@ use stead_core::api::package::PackageKind;
 use super::super::error::PackError;
 use super::super::pack::{Pack, PackOptions};
 use super::super::tar::{Content, Layer, Node, Tree};
-use super::super::zip::{Archive, first_time};
-use super::{APP, Manifest, base, classes, config, file_name, home, newest};
+use super::super::zip::{Archive, Limits, first_time};
+use super::{APP, Manifest, base, classes, config, file_name, home, manifest_of, newest};
 
 /// The jar that starts a Quarkus application.
 pub(super) const QUARKUS: &str = "quarkus-run.jar";
@@ -43,18 +43,24 @@ pub(super) fn pack(
     let mut notes = Vec::new();
     let mut dependencies = Tree::new();
     let mut count = 0;
-    for written in manifest.get("Class-Path").unwrap_or_default().split_ascii_whitespace() {
-        match beside(folder, written) {
-            Some(place) if is_jar(&folder.join(&place))? => {
-                count += add_once(&mut dependencies, folder, &place)?;
+    let mut paths = vec![ClassPath::of(Path::new(""), manifest)];
+    while let Some(ClassPath { from, written }) = paths.pop() {
+        for written in written.split_ascii_whitespace() {
+            match beside(folder, &from, written) {
+                Some(place) if is_jar(&folder.join(&place))? => {
+                    if add_once(&mut dependencies, folder, &place)? {
+                        count += 1;
+                        paths.push(ClassPath::of_library(folder, &place));
+                    }
+                }
+                // A manifest shall not get at other files that lie in the same folder by chance.
+                Some(place) if folder.join(&place).exists() => {
+                    notes.push(format!("{written} of a Class-Path is no jar: left out"));
+                }
+                // The JVM passes over what is not there, too.
+                Some(_) => {}
+                None => notes.push(format!("{written} lies outside of the jar's folder: left out")),
             }
-            // A manifest shall not get at other files that lie in the same folder by chance.
-            Some(place) if folder.join(&place).exists() => {
-                notes.push(format!("{written} of its Class-Path is no jar: left out"));
-            }
-            // The JVM passes over what is not there, too.
-            Some(_) => {}
-            None => notes.push(format!("{written} lies outside of the jar's folder: left out")),
         }
     }
     let mut application = Tree::new();
@@ -96,16 +102,41 @@ fn own_java(archive: &Archive, main: &str) -> Result<Option<u32>, PackError> {
     classes::java(archive, own)
 }
 
-/// What `Class-Path` names, as a path below the jar's folder.
-fn beside(folder: &Path, written: &str) -> Option<PathBuf> {
+/// What a jar says of others, which may say so of further ones.
+struct ClassPath {
+    /// The jar's own folder, below that of the application.
+    from: PathBuf,
+    written: String,
+}
+
+impl ClassPath {
+    fn of(from: &Path, manifest: &Manifest) -> Self {
+        let written = manifest.get("Class-Path").unwrap_or_default().to_owned();
+        Self { from: from.to_owned(), written }
+    }
+
+    fn of_library(folder: &Path, place: &Path) -> Self {
+        // What is wrong with a library is for the JVM to say.
+        let archive = Archive::open(&folder.join(place), &Limits::default()).ok();
+        let manifest = archive.and_then(|archive| manifest_of(&archive).ok()).unwrap_or_default();
+        Self::of(place.parent().unwrap_or(Path::new("")), &manifest)
+    }
+}
+
+/// What the `Class-Path` of a jar in `from` names, as a path below `folder`.
+fn beside(folder: &Path, from: &Path, written: &str) -> Option<PathBuf> {
     let text = decoded(written.strip_prefix("file:").unwrap_or(written))?;
     let path = Path::new(&text);
-    let path = path.strip_prefix(folder).unwrap_or(path);
+    let path = match path.strip_prefix(folder) {
+        Ok(inner) if path.is_absolute() => inner.to_owned(),
+        _ => from.join(path),
+    };
     let mut plain = PathBuf::new();
     for part in path.components() {
         match part {
             Component::Normal(part) => plain.push(part),
             Component::CurDir => {}
+            Component::ParentDir if plain.pop() => {}
             _ => return None,
         }
     }
@@ -132,16 +163,16 @@ fn decoded(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-/// Adds a file of the jar's folder; how many were added.
-fn add_once(tree: &mut Tree, folder: &Path, place: &Path) -> Result<usize, PackError> {
+/// Adds a file of the jar's folder; whether it was not there yet.
+fn add_once(tree: &mut Tree, folder: &Path, place: &Path) -> Result<bool, PackError> {
     let target = Path::new(APP).join(place);
     if tree.has(&target) {
-        return Ok(0);
+        return Ok(false);
     }
     let source = folder.join(place);
     let node = Node::file(Content::of_file(&source)?).mtime(made(&source)?);
     tree.add(target, node)?;
-    Ok(1)
+    Ok(true)
 }
 
 /// Adds all files below a folder. Links are not followed.

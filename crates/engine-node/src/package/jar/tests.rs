@@ -212,6 +212,30 @@ fn a_plain_jar_takes_along_what_lies_beside_it() {
 }
 
 #[test]
+fn jars_that_are_named_by_named_jars_go_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("dist");
+    fs::create_dir_all(folder.join("lib")).unwrap();
+    let manifest = |path: &str| ("META-INF/MANIFEST.MF", text(path));
+    for (name, path) in [
+        ("lib/one.jar", "Class-Path: two.jar ../three.jar ../../out.jar one.jar gone.jar\r\n"),
+        ("lib/two.jar", "Class-Path: one.jar\r\n"),
+        ("three.jar", ""),
+        ("../out.jar", ""),
+        ("unnamed.jar", ""),
+    ] {
+        archive_of(&folder.join(name), &[manifest(path)]);
+    }
+    let path = folder.join("server.jar");
+    let own = "Main-Class: web.App\r\nClass-Path: lib/one.jar\r\n";
+    archive_of(&path, &[manifest(own), ("web/App.class", class(17))]);
+    let pack = pack(&path, &options()).unwrap();
+    let libraries: &[&str] = &["app/lib/one.jar", "app/lib/two.jar", "app/three.jar"];
+    let layers = expected(&[("dependencies", libraries), ("application", &["app/app.jar"])]);
+    assert_eq!(names(&pack), layers);
+}
+
+#[test]
 fn a_quarkus_folder_is_packed_whole() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
