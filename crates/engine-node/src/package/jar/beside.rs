@@ -67,7 +67,12 @@ pub(super) fn pack(
     application.add(APP, home())?;
     let name = file_name(path);
     // A fast-jar finds the rest by its own place, and reads an index of it.
-    let name = if name == QUARKUS { QUARKUS } else { "app.jar" };
+    let name = match name.as_str() {
+        QUARKUS => QUARKUS,
+        // The place may be that of a library.
+        own if dependencies.has(&Path::new(APP).join("app.jar")) => own,
+        _ => "app.jar",
+    };
     if name == QUARKUS {
         add_folder(&mut dependencies, folder, Path::new("lib"), DEEPEST)?;
         for inner in OF_QUARKUS {

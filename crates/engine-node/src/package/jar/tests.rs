@@ -233,6 +233,16 @@ fn jars_that_are_named_by_named_jars_go_along() {
     let libraries: &[&str] = &["app/lib/one.jar", "app/lib/two.jar", "app/three.jar"];
     let layers = expected(&[("dependencies", libraries), ("application", &["app/app.jar"])]);
     assert_eq!(names(&pack), layers);
+
+    // A library that is called as we would call the jar itself keeps its name.
+    archive_of(&folder.join("app.jar"), &[("A.class", class(17))]);
+    let own = "Main-Class: web.App\r\nClass-Path: app.jar\r\n";
+    archive_of(&path, &[manifest(own), ("web/App.class", class(17))]);
+    let pack = super::super::pack(&path, &options()).unwrap();
+    let layers =
+        expected(&[("dependencies", &["app/app.jar"]), ("application", &["app/server.jar"])]);
+    assert_eq!(names(&pack), layers);
+    assert_eq!(pack.config.entrypoint, ["java", "-jar", "/app/server.jar"]);
 }
 
 #[test]
