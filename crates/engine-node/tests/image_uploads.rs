@@ -225,6 +225,7 @@ impl Case {
                 working_dir: "/app".into(),
                 ..PackedConfig::default()
             },
+            dry_run: false,
         }
     }
 

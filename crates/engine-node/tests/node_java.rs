@@ -146,6 +146,7 @@ async fn image(node: &Node, version: u32, home: &Path) -> (String, Digest) {
             port: Some(PORT),
             ..PackedConfig::default()
         },
+        dry_run: false,
     };
     match node.engine().compose(&request, Some(&made.image.digest)).await.unwrap() {
         Composed::Image(image) => (request.name, image.digest),

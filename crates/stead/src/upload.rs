@@ -126,20 +126,16 @@ impl Package {
         };
         let (pack, layers) = blocking(work).await?;
         let (kind, base, config) = (pack.kind, pack.base.clone(), pack.config.clone());
-        let request = ComposeRequest { name, kind, base, layers, config };
+        let request = ComposeRequest { name, kind, base, layers, config, dry_run: false };
         Ok(Self { pack: Arc::new(pack), request, base_is_here: true })
     }
 
-    /// What it consists of, and the image if everything is there. Nothing is sent, and no base
-    /// is made.
+    /// What it consists of, and its image if that is there. Nothing is sent or made.
     pub(crate) async fn look(&self, client: &Client) -> Result<(PackageView, Option<ImageInfo>)> {
-        let (missing, image) = match self.base_is_here {
-            // Asking would make the base.
-            false => (self.request.layers.iter().map(|l| l.diff_id.clone()).collect(), None),
-            true => match client.post("/images/compose", &self.request).await? {
-                Composed::Image(image) => (Vec::new(), Some(image)),
-                Composed::Missing(missing) => (missing, None),
-            },
+        let request = ComposeRequest { dry_run: true, ..self.request.clone() };
+        let (missing, image) = match client.post("/images/compose", &request).await? {
+            Composed::Image(image) => (Vec::new(), Some(image)),
+            Composed::Missing(missing) => (missing, None),
         };
         let layers = self.request.layers.iter().map(|layer| LayerView {
             what: layer.what.clone(),

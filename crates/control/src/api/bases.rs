@@ -109,7 +109,7 @@ impl Api {
     }
 
     /// The image of a base, if both are here.
-    async fn base_here(&self, name: &BaseName) -> Result<Option<Digest>, Problem> {
+    pub(super) async fn base_here(&self, name: &BaseName) -> Result<Option<Digest>, Problem> {
         let Some(base) = bases::get(&self.store, name)? else { return Ok(None) };
         Ok(self.image_sizes().await?.contains_key(&base.image).then_some(base.image))
     }

@@ -143,6 +143,7 @@ pub(super) async fn compose(
     Body(request): Body<ComposeRequest>,
 ) -> Result<Json<Composed>, Problem> {
     let base = match &request.base {
+        Some(name) if request.dry_run => api.base_here(name).await?,
         Some(name) => Some(api.base(name).await?),
         None => None,
     };

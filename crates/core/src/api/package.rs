@@ -183,6 +183,10 @@ pub struct ComposeRequest {
     pub layers: Vec<PackedLayer>,
     /// How the image is run.
     pub config: PackedConfig,
+    /// Only say what would come of it: no base and no image is made, no name given. What is
+    /// not here and lacks no layer is answered with none missing.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// One layer of a Package: a tar archive.
@@ -238,7 +242,8 @@ pub struct PackedConfig {
 pub enum Composed {
     /// The image is here.
     Image(ImageInfo),
-    /// Diff ids of layers that have to be uploaded first; nothing was changed.
+    /// Diff ids of layers that have to be uploaded first; nothing was changed. None, where a
+    /// dry run found all of them.
     Missing(Vec<Digest>),
 }
 

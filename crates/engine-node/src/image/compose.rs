@@ -29,7 +29,8 @@ const BASE_LABEL: &str = "io.stead.package.base";
 pub enum Made {
     /// The image is here.
     Image(Arc<Image>),
-    /// Diff ids of layers that are neither here nor uploaded; nothing was changed.
+    /// Diff ids of layers that are neither here nor uploaded; nothing was changed. None, where
+    /// a dry run found all of them.
     Missing(Vec<Digest>),
 }
 
@@ -63,6 +64,9 @@ impl ImageStore {
         let digest = super::digest_of(&documents[0]);
         let uploads =
             || request.layers.iter().filter_map(|l| Some((&l.diff_id, l.upload.as_ref()?)));
+        if request.dry_run {
+            return Ok(self.get(&digest).map_or(Made::Missing(missing), Made::Image));
+        }
         if let Some(image) = inner.touch(&digest, Some(&name))? {
             inner.safe(&digest).await;
             // Somebody else sent the same, and was faster.

@@ -75,7 +75,7 @@ pub(super) fn request(layers: Vec<PackedLayer>) -> ComposeRequest {
         ..PackedConfig::default()
     };
     let name = "stead.local/packed:1".into();
-    ComposeRequest { name, kind: PackageKind::Program, base: None, layers, config }
+    ComposeRequest { name, kind: PackageKind::Program, base: None, layers, config, dry_run: false }
 }
 
 fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {

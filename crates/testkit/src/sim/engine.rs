@@ -443,6 +443,10 @@ impl Engine for SimEngine {
                 Plan::Missing(layers) => return Ok(Composed::Missing(layers)),
                 Plan::Image(image) => image,
             };
+            if request.dry_run {
+                let here = images.get(&image).map(|used| info(&shelf, image, *used));
+                return Ok(here.map_or(Composed::Missing(Vec::new()), Composed::Image));
+            }
             if !images.contains_key(&image) {
                 shelf.make(&image, request)?;
             }

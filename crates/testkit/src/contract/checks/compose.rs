@@ -71,6 +71,25 @@ pub(super) async fn the_same_request_may_be_made_at_once(stage: &mut Stage) -> V
     equal("images", &stage.images().await?, &digests)
 }
 
+pub(super) async fn a_dry_run_changes_nothing(stage: &mut Stage) -> Verdict {
+    let layer = program();
+    let dry = |asked| ComposeRequest { dry_run: true, ..asked };
+    let lacking = missing(stage, &dry(request(vec![layer.packed()]))).await?;
+    equal("missing before it is sent", &lacking, &vec![layer.diff_id()])?;
+    stage.send(&layer.sent, 0, &layer.sent).await?;
+    let lacking = missing(stage, &dry(request(vec![layer.uploaded()]))).await?;
+    equal("missing once it was sent", &lacking, &vec![])?;
+    equal("images of a dry run", &stage.images().await?, &vec![])?;
+    let made = stage.compose(&request(vec![layer.uploaded()]), None).await?;
+    let other = ComposeRequest {
+        name: format!("{}-other", made.names[0]),
+        ..request(vec![layer.packed()])
+    };
+    let seen = stage.compose(&dry(other), None).await?;
+    equal("the image of a dry run", &seen.digest, &made.digest)?;
+    equal("its names", &seen.names, &made.names)
+}
+
 pub(super) async fn a_name_is_of_the_image_that_got_it_last(stage: &mut Stage) -> Verdict {
     let first = stage.composed(&[&libraries()]).await?;
     let second = stage.composed(&[&program()]).await?;

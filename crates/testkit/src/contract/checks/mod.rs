@@ -80,6 +80,7 @@ checks! {
         a_layer_of_another_image_needs_no_upload,
         the_same_request_makes_the_same_image,
         the_same_request_may_be_made_at_once,
+        a_dry_run_changes_nothing,
         a_name_is_of_the_image_that_got_it_last,
         how_a_layer_is_sent_makes_no_difference,
         a_layer_that_is_not_what_was_sent_is_refused,

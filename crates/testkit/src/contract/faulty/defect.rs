@@ -67,6 +67,8 @@ pub enum Defect {
     NamesAllMissing,
     /// It makes another image each time.
     ComposesAnew,
+    /// It makes what it was only asked about.
+    ComposesInDryRuns,
     /// It leaves a name where it was.
     KeepsOldNames,
     /// It names an image by how its layers were sent.
@@ -150,6 +152,7 @@ impl Defect {
         (Defect::NamesAllMissing, "a_layer_of_another_image_needs_no_upload"),
         (Defect::ComposesAnew, "the_same_request_makes_the_same_image"),
         (Defect::ComposesAnew, "the_same_request_may_be_made_at_once"),
+        (Defect::ComposesInDryRuns, "a_dry_run_changes_nothing"),
         (Defect::KeepsOldNames, "a_name_is_of_the_image_that_got_it_last"),
         (Defect::NamesBySending, "how_a_layer_is_sent_makes_no_difference"),
         (Defect::TrustsLayers, "a_layer_that_is_not_what_was_sent_is_refused"),

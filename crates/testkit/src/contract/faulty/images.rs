@@ -139,6 +139,7 @@ impl FaultyEngine {
                 let sent = request.layers.iter().filter_map(|layer| layer.upload.as_ref());
                 labels.extend(sent.map(|upload| ("sent".into(), upload.digest.to_string())));
             }
+            Defect::ComposesInDryRuns => request.dry_run = false,
             Defect::IgnoresBase => base = None,
             _ => {}
         }
