@@ -1,6 +1,6 @@
 //! Where contestants work: a folder, the images as files, and the peers that need a daemon.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,10 +9,12 @@ use stead_testkit::images::{Catalogue, trivial_program};
 use stead_testkit::registry::Registry;
 use tempfile::TempDir;
 
-use crate::peers::{Docker, Podman, Runtime};
+use crate::peers::{Docker, Podman, Runtime, quiet};
 use crate::platform::Platform;
 
 const HUGETLB: &str = "/sys/fs/cgroup/hugetlb";
+/// Bytes of the contestants' disk, most of them never written.
+const DISK: u64 = 16 << 30;
 
 /// The versions of the trivial App that are ready to run.
 pub(crate) const VERSIONS: [&str; 2] = ["1", "2"];
@@ -28,7 +30,7 @@ pub(crate) struct Workshop {
     platform: Option<Platform>,
     registry: Option<Registry>,
     _hugetlb: Hugetlb,
-    folder: TempDir,
+    disk: Disk,
 }
 
 impl Workshop {
@@ -40,15 +42,14 @@ impl Workshop {
         if std::env::var_os("STEAD_XTASK_INSIDE").is_none() {
             bail!("run it as `cargo xtask bench`, which gives it namespaces of its own");
         }
-        // Not /tmp: where that is memory, overlay and pivot_root behave differently.
-        let folder = tempfile::Builder::new().prefix("stead-bench-").tempdir_in("/var/tmp")?;
+        let disk = Disk::mount()?;
         let mut catalogue = Catalogue::new();
         for version in VERSIONS {
             let image = catalogue.image("trivial", version)?;
-            let file = archive(folder.path(), version);
+            let file = archive(&disk.folder, version);
             image.write_docker_save(&file, &format!("trivial:{version}"))?;
         }
-        rootfs(folder.path())?;
+        rootfs(&disk.folder)?;
         let _hugetlb = Hugetlb::mount()?;
         Ok(Self {
             only,
@@ -57,7 +58,7 @@ impl Workshop {
             platform: None,
             registry: None,
             _hugetlb,
-            folder,
+            disk,
         })
     }
 
@@ -73,15 +74,15 @@ impl Workshop {
 
     /// A low-level runtime with a bundle of its own.
     pub(crate) fn runtime(&self, program: &'static str) -> anyhow::Result<Runtime> {
-        Runtime::new(program, &self.folder.path().join("rootfs"), self.folder.path())
+        Runtime::new(program, &self.folder().join("rootfs"), self.folder())
     }
 
     /// Podman with both versions loaded.
     pub(crate) fn podman(&mut self) -> anyhow::Result<Podman> {
         if self.podman.is_none() {
-            let podman = Podman::new(&self.folder.path().join("podman"));
+            let podman = Podman::new(&self.folder().join("podman"));
             for version in VERSIONS {
-                podman.load(&archive(self.folder.path(), version))?;
+                podman.load(&archive(self.folder(), version))?;
             }
             self.podman = Some(podman);
         }
@@ -91,9 +92,9 @@ impl Workshop {
     /// Docker's daemon with both versions loaded.
     pub(crate) fn docker(&mut self) -> anyhow::Result<&Docker> {
         if self.docker.is_none() {
-            let docker = Docker::start(&self.folder.path().join("docker"))?;
+            let docker = Docker::start(&self.folder().join("docker"))?;
             for version in VERSIONS {
-                docker.load(&archive(self.folder.path(), version))?;
+                docker.load(&archive(self.folder(), version))?;
             }
             self.docker = Some(docker);
         }
@@ -110,7 +111,7 @@ impl Workshop {
                     registry.push(name, version, &catalogue.image(name, version)?)?;
                 }
             }
-            let folder = self.folder.path().join("stead");
+            let folder = self.folder().join("stead");
             let platform = Platform::up(&folder, registry.address(), &IMAGES)?;
             self.registry = Some(registry);
             self.platform = Some(platform);
@@ -120,7 +121,7 @@ impl Workshop {
 
     /// A place for files of one goal.
     pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
+        &self.disk.folder
     }
 }
 
@@ -150,6 +151,34 @@ fn rootfs(folder: &Path) -> anyhow::Result<()> {
     }
     fs::copy(trivial_program()?, root.join("hello"))?;
     Ok(())
+}
+
+/// A file system of the contestants' own: ext4 as it is made where nobody says otherwise, so with
+/// a journal. One without is slow to make files for minutes after many were removed (the kernel's
+/// `recently_deleted`), and stores are emptied before they are filled here.
+struct Disk {
+    folder: PathBuf,
+    _file: TempDir,
+}
+
+impl Disk {
+    fn mount() -> anyhow::Result<Self> {
+        // Not /tmp, which may be memory.
+        let home = tempfile::Builder::new().prefix("stead-bench-").tempdir_in("/var/tmp")?;
+        let (file, folder) = (home.path().join("disk"), home.path().join("on-disk"));
+        File::create(&file)?.set_len(DISK)?;
+        fs::create_dir(&folder)?;
+        quiet(Command::new("mkfs.ext4").arg("-q").arg(&file))?;
+        quiet(Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&folder))?;
+        Ok(Self { folder, _file: home })
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Whatever still uses it ends with the namespaces.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.folder).status();
+    }
 }
 
 /// crun 1.8.1 refuses a hybrid cgroup layout without a hugetlb hierarchy, and leaves a folder per

@@ -24,7 +24,7 @@ const CGROUP: &str = "/stead-bench";
 const STOP_SIGNAL: &str = "KILL";
 
 /// Runs a program to its end, quietly.
-fn quiet(command: &mut Command) -> anyhow::Result<()> {
+pub(crate) fn quiet(command: &mut Command) -> anyhow::Result<()> {
     let output = command.stdin(Stdio::null()).output();
     let program = command.get_program().to_string_lossy().into_owned();
     let output = output.with_context(|| format!("{program} cannot be started"))?;
