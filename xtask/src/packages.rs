@@ -41,6 +41,7 @@ pub(crate) const FOR_TESTS: &[Package] = &[
 
 /// What the benchmarks compare with.
 pub(crate) const FOR_BENCH: &[Package] = &[
+    ("/sbin/mkfs.ext4", "e2fsprogs"),
     ("/usr/bin/containerd", "containerd"),
     ("/usr/bin/crun", "crun"),
     ("/usr/bin/podman", "podman"),
