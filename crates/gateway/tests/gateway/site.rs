@@ -456,6 +456,8 @@ async fn a_site_over_tls_is_the_same_by_both_protocols() {
         ("/nothing", [("accept", "*/*")], 404, "There is no such file.\n"),
     ] {
         let by_h2 = within(h2_asks.send_request(get(path, &fields))).await.unwrap();
+        // The answer before may be read, and its connection not know yet that it is.
+        within(http1_asks.ready()).await.unwrap();
         let by_http1 = within(http1_asks.send_request(get(path, &fields))).await.unwrap();
         assert_eq!((by_h2.status().as_u16(), by_http1.status().as_u16()), (status, status));
         if status == 301 {
@@ -487,6 +489,7 @@ async fn a_site_over_tls_is_the_same_by_both_protocols() {
     for got in within(whole).await {
         assert!(got.unwrap().to_bytes() == bytes);
     }
+    within(http1_asks.ready()).await.unwrap();
     let answer = within(http1_asks.send_request(get("/large.txt", &[]))).await.unwrap();
     assert!(within(answer.into_body().collect()).await.unwrap().to_bytes() == bytes);
     let report = adds_up(&https.gateway).await;
