@@ -2,8 +2,8 @@
 //!
 //! Promises: the same base, layers and config make the same image, byte for byte, however the
 //! layers were compressed on their way; a layer that is here is not asked for; what makes the
-//! image complete is what makes a pulled one complete, and it is safely on the disk besides. Does not know what the layers hold, nor
-//! how a base came to be.
+//! image complete is what makes a pulled one complete, and it is safely on the disk besides.
+//! Does not know what the layers hold, nor how a base came to be.
 //!
 //! The manifest names the layers of the base as the base does and its own as plain archives.
 

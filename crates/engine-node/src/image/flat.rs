@@ -17,14 +17,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, fchmod,
-    fchown, fsetxattr, fstat, futimens, linkat, mkdirat, openat, statat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
+    fsetxattr, fstat, futimens, linkat, mkdirat, openat, statat,
 };
 
 use super::beneath::Beneath;
 use super::error::LayerError;
 use super::retar::{attribute, attributes};
-use super::unpack::{DISK_BLOCK, OVERLAY_OPAQUE, is_whiteout};
+use super::unpack::{DISK_BLOCK, OVERLAY_OPAQUE, give, is_whiteout};
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW);
 /// Most bytes copied, holes included: it shall take hardly any room, whatever an image claims.
@@ -189,9 +189,8 @@ fn copy(from: &OwnedFd, into: &OwnedFd, name: &[u8]) -> io::Result<()> {
 /// Gives `made` the owner, mode, attributes and times of `like`.
 fn describe(made: &impl AsFd, like: &impl AsFd) -> io::Result<()> {
     let stat = fstat(like)?;
-    // In this order: a change of owner clears setuid, setgid and file capabilities.
-    fchown(made, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
-    fchmod(made, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    give(made, owner, stat.st_mode & 0o7777)?;
     for (name, value) in attributes(like)? {
         fsetxattr(made, name.as_slice(), &value, XattrFlags::empty())?;
     }

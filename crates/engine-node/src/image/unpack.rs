@@ -499,17 +499,7 @@ fn normal(path: &[u8], shown: &[u8]) -> Result<Vec<u8>, LayerError> {
 
 /// Owner, mode and extended attributes of an open file or folder.
 fn describe(file: &impl AsFd, entry: &Entry, path: &[u8]) -> Result<(), LayerError> {
-    let (uid, gid) = owner(entry);
-    // Most are as they should be from the start, and a change costs the disk's journal more.
-    let made = fstat(file).map_err(|errno| failed(path, errno))?;
-    // In this order: a change of owner clears setuid, setgid and file capabilities.
-    let chown = (made.st_uid, made.st_gid) != (uid.as_raw(), gid.as_raw());
-    if chown {
-        fchown(file, Some(uid), Some(gid)).map_err(|errno| failed(path, errno))?;
-    }
-    if chown || made.st_mode & 0o7777 != entry.mode {
-        fchmod(file, Mode::from_raw_mode(entry.mode)).map_err(|errno| failed(path, errno))?;
-    }
+    give(file, owner(entry), entry.mode).map_err(|errno| failed(path, errno))?;
     let mut length = 0;
     for (name, value) in &entry.xattrs {
         length += name.len() + value.len();
@@ -533,6 +523,21 @@ fn describe(file: &impl AsFd, entry: &Entry, path: &[u8]) -> Result<(), LayerErr
             }
             Err(errno) => return Err(failed(path, errno)),
         }
+    }
+    Ok(())
+}
+
+/// Gives a file or folder its owner and permission bits.
+pub(super) fn give(file: &impl AsFd, (uid, gid): (Uid, Gid), mode: u32) -> Result<(), Errno> {
+    // Most are as they should be from the start, and a change costs the disk's journal more.
+    let made = fstat(file)?;
+    // In this order: a change of owner clears setuid, setgid and file capabilities.
+    let chown = (made.st_uid, made.st_gid) != (uid.as_raw(), gid.as_raw());
+    if chown {
+        fchown(file, Some(uid), Some(gid))?;
+    }
+    if chown || made.st_mode & 0o7777 != mode {
+        fchmod(file, Mode::from_raw_mode(mode))?;
     }
     Ok(())
 }
