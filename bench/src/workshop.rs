@@ -195,11 +195,9 @@ impl Hugetlb {
         }
         fs::create_dir(HUGETLB).context(HUGETLB)?;
         let arguments = ["-t", "cgroup", "-o", "hugetlb", "cgroup", HUGETLB];
-        let status = Command::new("mount").args(arguments).status()?;
-        if !status.success() {
+        quiet(Command::new("mount").args(arguments)).inspect_err(|_| {
             let _ = fs::remove_dir(HUGETLB);
-            bail!("the hugetlb cgroups cannot be mounted: {status}");
-        }
+        })?;
         Ok(Self { mounted: true })
     }
 }
